@@ -1,1 +1,57 @@
+"""Finding layers, calling models, and changing them reversibly."""
 
+from geoquant.models.batchnorm import apply_folds_, fold_batch_norm, fold_batch_norm_, folded_pairs
+from geoquant.models.calling import (
+    Forward,
+    batch_size,
+    check_finite,
+    evaluating,
+    inference,
+    logits_of,
+    move,
+    predict,
+    prediction_mask,
+    targets_of,
+)
+from geoquant.models.inventory import Inventory, TensorRecord, other_tensors, stored_state, take_inventory
+from geoquant.models.loading import load_model, load_weights_, model_fingerprint
+from geoquant.models.observation import Observation, observe
+from geoquant.models.replay import Replay
+from geoquant.models.selection import fused_groups, select
+from geoquant.models.sites import Site, find_sites, get_weight, register_layer_type, set_weight_, temporarily
+
+__all__ = [
+    "Forward",
+    "Inventory",
+    "Observation",
+    "Replay",
+    "Site",
+    "TensorRecord",
+    "apply_folds_",
+    "batch_size",
+    "check_finite",
+    "evaluating",
+    "find_sites",
+    "fold_batch_norm",
+    "fold_batch_norm_",
+    "folded_pairs",
+    "fused_groups",
+    "get_weight",
+    "inference",
+    "load_model",
+    "load_weights_",
+    "logits_of",
+    "model_fingerprint",
+    "move",
+    "observe",
+    "other_tensors",
+    "predict",
+    "prediction_mask",
+    "register_layer_type",
+    "select",
+    "set_weight_",
+    "stored_state",
+    "take_inventory",
+    "targets_of",
+    "temporarily",
+]
