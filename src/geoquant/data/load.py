@@ -1,0 +1,104 @@
+"""From what a user types to batches: names of data sets, folders, and callables of the user's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from geoquant.data.batches import Batch, Batches, collect, samples
+from geoquant.data.cache import cached
+from geoquant.data.callables import import_callable, is_callable_spec
+from geoquant.data.digits import digits
+from geoquant.data.hub import locate
+from geoquant.data.images import ImageSet, Normalize, pixel_statistics
+from geoquant.data.parquet import read_images, read_labels
+from geoquant.errors import DataError
+
+
+def load_images(name_or_folder: str | Path, split: str) -> ImageSet:
+    """Load a labelled image set, decoding it once and keeping the pixels in the cache.
+
+    Args:
+        name_or_folder: ``digits``, a known name (``cifar10`` or ``uoft-cs/cifar10``), another name on the
+            Hub or in ``$GEOQUANT_DATA_DIR``, or a folder with ``<split>-*.parquet``.
+        split: ``train`` or ``test``.
+
+    Returns:
+        The set. Its statistics are the published ones for known sets, measured for the train split of others, and
+        None for other splits of others.
+
+    Raises:
+        DataError: it cannot be found, fetched or read.
+        MissingExtraError: it is only on the Hub and huggingface_hub is not installed.
+
+    >>> load_images("digits", "test").images.shape
+    (360, 8, 8, 1)
+    """
+    if name_or_folder == "digits":
+        return digits(split)
+    place = locate(name_or_folder, split)
+    title = f"{place.name} {split}"
+    labels = read_labels(place.files)
+    images = cached(f"{place.name}-{split}", place.files, lambda: read_images(place.files, title))
+    statistics = place.known.statistics if place.known else pixel_statistics(images) if split == "train" else None
+    return ImageSet(images, labels, place.name, split, statistics)
+
+
+def load_data(
+    spec: str | Path,
+    split: str,
+    *,
+    normalize: Normalize = "dataset",
+    batch_size: int = 128,
+    limit: int | None = None,
+    seed: int | None = None,
+) -> Batches[Batch]:
+    """Turn what a user named into batches.
+
+    Args:
+        spec: what `load_images` takes, or ``package.module:callable`` or ``file.py:callable``. The callable
+            returns an iterable of batches, is told ``split=`` if it has such a parameter, and decides itself about
+            normalisation, batch size and order. Its batches are held in memory; those of images are not.
+        split: ``train`` for calibration, ``test`` for evaluation.
+        normalize: see `ImageSet.tensors`.
+        batch_size: images per batch.
+        limit: at most so many samples.
+        seed: draws images and order; None keeps the order of the files.
+
+    Raises:
+        DataError: there is no such data, or its batches are empty, not finite or of another form.
+        MissingExtraError: see `load_images`.
+
+    >>> load_data("digits", "train", batch_size=64, limit=100, seed=0)
+    Batches(digits train, 100 of 1437 images, seed 0, in 2 batches)
+    """
+    text = str(spec)
+    if is_callable_spec(text):
+        return _from_callable(import_callable(text), text, split, limit)
+    if text.endswith(".txt"):
+        raise DataError(f"{text}: text files need a tokenizer; pass a callable that gives batches")
+    if Path(spec).is_file():
+        raise DataError(f"{text} is a file; expected the folder that holds {split}-*.parquet")
+    images = load_images(spec, split)
+    if normalize == "dataset" and images.statistics is None:
+        images = replace(images, statistics=load_images(spec, "train").statistics)
+    return images.stream(batch_size, limit, seed, normalize)
+
+
+def _from_callable(make: Callable[..., Any], spec: str, split: str, limit: int | None) -> Batches[Batch]:
+    given: Iterable[Batch] = make(split=split) if _takes(make, "split") else make()
+    batches = collect(given, limit)
+    total = sum(samples(batch) for batch in batches)
+    return Batches(len(batches), batches.__getitem__, total, f"{spec} {split}, {total} samples")
+
+
+def _takes(function: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD
+        or (parameter.name == name and parameter.kind is not parameter.POSITIONAL_ONLY)
+        for parameter in parameters
+    )
