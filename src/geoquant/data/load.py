@@ -11,7 +11,7 @@ from typing import Any
 from geoquant.data.batches import Batch, Batches, collect, samples
 from geoquant.data.cache import cached
 from geoquant.data.callables import import_callable, is_callable_spec
-from geoquant.data.digits import digits
+from geoquant.data.embedded import digits
 from geoquant.data.hub import locate
 from geoquant.data.images import ImageSet, Normalize, pixel_statistics
 from geoquant.data.parquet import read_images, read_labels
