@@ -2,8 +2,9 @@
 
 Every module call is numbered, every tensor operation is seen (below autograd, by its memory), and FLOPs
 are counted. From this follows when each weight is first read, and which calls may be replaced by a
-recording of their output: those whose whole effect is that output. Effects on plain Python objects are not
-seen; tensors that leave a call by another way than its output are.
+recording of their output: those whose whole effect is that output. A call that changes attributes of its own
+module has another effect, and so has one whose inner tensors are read later. Effects on other Python objects
+are not seen.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tick = 0
         self._seen = Observation()
         self._open: list[int] = []
+        self._attributes: list[list[Any]] = []
         self._creator: dict[int, int] = {}
         self._returned_by: dict[int, list[int]] = {}
         self._kept: dict[int, StorageWeakRef] = {}
@@ -184,10 +186,12 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call = Call(module, self._open[-1] if self._open else NOWHERE, self._tick)
         call.flops = -float(self._counter.get_total_flops())
         self._open.append(len(self._seen.calls))
+        self._attributes.append(_attributes(module))
         self._seen.calls.append(call)
         return call
 
     def _end(self, call: Call, output: Any) -> None:
+        self._note_state(call)
         index = self._open.pop()
         self._tick += 1
         call.end, call.after = self._tick, len(self._seen.calls)
@@ -199,6 +203,13 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         call.replayable &= is_recordable(output) and born_inside and len(call.outputs) == len(identities)
         for identity in call.outputs:
             self._returned_by.setdefault(identity, []).append(index)
+
+    def _note_state(self, call: Call) -> None:
+        """Keep the call, and those around it, from being replaced when its module remembers something new."""
+        before, now = self._attributes.pop(), _attributes(call.module)
+        if len(before) != len(now) or any(old is not new for old, new in zip(before, now, strict=True)):
+            for index in self._open:
+                self._seen.calls[index].replayable = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -251,6 +262,18 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         while index != NOWHERE:
             yield index
             index = self._seen.calls[index].parent
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """List a module's attributes and what its plain containers hold, to be compared by identity."""
+    found: list[Any] = []
+    for key, value in module.__dict__.items():
+        found += [key, value]
+        if isinstance(value, (list, tuple, set)):
+            found += value
+        elif isinstance(value, dict):
+            found += value.values()
+    return found
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
