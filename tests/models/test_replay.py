@@ -283,8 +283,12 @@ def test_huggingface_models_are_exact(build: Callable[[bool], nn.Module], tied: 
     mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
     replay = check_exact(model, BatchEncoding({"input_ids": ids, "attention_mask": mask}))
     sites = find_sites(model)
-    total = sum(replay.fraction(site) for site in sites) / len(sites)
-    assert total < 0.75
+    fractions = [replay.fraction(site) for site in sites]
+    assert sum(fractions) / len(sites) < 0.72
+    assert fractions[-1] < 0.25  # embeddings cost a whole forward, the last layer a small part
+    with torch.inference_mode():  # other operations are visible there; the answer is the same
+        again = Replay(model, replay._batch)
+    assert [again.fraction(site) for site in sites] == fractions
     if tied and build is llama:  # the embedding is read first of all, so its tied head costs everything
         assert replay.fraction(sites[0]) == 1
 

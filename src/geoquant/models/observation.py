@@ -221,6 +221,8 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in _written(func, args, kwargs):
             self._write(tensor)
         result = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default:  # how a constant made by torch.tensor shows up
+            self._seen.first_use.pop(self._identify(args[0]) or NOWHERE, None)
         for tensor in (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)):
             identity = self._identify(tensor)
             if identity is not None and identity not in self._seen.first_use:
@@ -277,7 +279,9 @@ def _attributes(module: nn.Module) -> list[Any]:
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
-    """Yield the arguments that an operation writes, by its schema."""
+    """Yield the arguments that an operation writes, by its schema; cutting a graph writes no number."""
+    if func is torch.ops.aten.detach_.default:
+        return
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
