@@ -285,7 +285,7 @@ def test_huggingface_models_are_exact(build: Callable[[bool], nn.Module], tied: 
     sites = find_sites(model)
     fractions = [replay.fraction(site) for site in sites]
     assert sum(fractions) / len(sites) < 0.72
-    assert fractions[-1] < 0.25  # embeddings cost a whole forward, the last layer a small part
+    assert fractions[-1] < 0.35  # embeddings cost a whole forward, the last layer a small part
     with torch.inference_mode():  # other operations are visible there; the answer is the same
         again = Replay(model, replay._batch)
     assert [again.fraction(site) for site in sites] == fractions
