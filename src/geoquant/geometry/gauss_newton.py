@@ -17,19 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from geoquant.errors import DataError, GeoquantError
-from geoquant.geometry.affine import Structure, structure_of
 from geoquant.geometry.evidence import Estimate
-from geoquant.geometry.objective import Chosen, Loss, Objective, Scored, make_objective
-from geoquant.geometry.per_sample import Recorder, gradient_norms, owned_by_samples, pull_back, recording
-from geoquant.geometry.probes import signs
+from geoquant.geometry.objective import Chosen, Loss, Objective, make_objective
+from geoquant.geometry.per_sample import gradient_norms
+from geoquant.geometry.sweep import Sweep, sweep
 from geoquant.models import Forward
 from geoquant.progress import task
 
 # Outputs per sample up to which every column is visited.
 EXACT_COLUMNS = 64
-
-# Gradients at layer outputs held at a time, in numbers; more directions at once share the unfolding of inputs.
-_HELD = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,101 +127,45 @@ class _Tally:
     cost: float = 0.0
     rows: int = 0
 
-    def note(self, structure: Structure, scored: Scored, passes: float) -> None:
-        self.affine = [old and new for old, new in zip(self.affine, structure.affine, strict=True)]
-        self.count += scored.count
-        self.cost += passes * len(scored.outputs)
-        self.rows += len(scored.outputs)
+    def note(self, run: Sweep, enumerated: bool, passes: float) -> None:
+        """Count a batch, and keep for each parameter what holds on every batch so far."""
+        visited = [
+            known and (enumerated or uses == 0) for known, uses in zip(run.covered, run.structure.uses, strict=True)
+        ]
+        self.exactly = [old and new for old, new in zip(self.exactly, visited, strict=True)]
+        self.affine = [old and new for old, new in zip(self.affine, run.structure.affine, strict=True)]
+        self.count += run.scored.count
+        self.cost += passes * run.samples
+        self.rows += run.samples
 
 
 def _add_batch(tally: _Tally, objective: Objective, batch: Any, index: int, seed: int, exact_columns: int) -> None:
-    with recording(objective.model, objective.unique) as recorder:
-        scored = objective.scored(batch)
-    structure = structure_of(scored.outputs, objective.unique)
-    covered = _covered(objective, recorder, structure, scored.outputs)
-    enumerated = scored.outputs[0].numel() <= exact_columns
-    probes = len(tally.sampled)
-    passes = 1.0
-    if any(covered):
-        directions = _columns(scored.outputs) if enumerated else _signs(scored.outputs, probes, seed, index)
-        norms = _norms(objective, recorder, scored, covered, directions)
+    run = sweep(objective, batch)
+    enumerated, probes, passes = run.enumerable(exact_columns), len(tally.sampled), 1.0
+    if any(run.covered):
+        norms = _norms(run, run.columns() if enumerated else run.signs(probes, seed, index))
         if enumerated:
             tally.exact += norms.sum(0)
         else:
             tally.sampled += norms
         passes += 2.0 * len(norms)
-    visited = [known and (enumerated or not uses) for known, uses in zip(covered, structure.uses, strict=True)]
-    tally.exactly = [old and new for old, new in zip(tally.exactly, visited, strict=True)]
-    loose = [place for place, known in enumerate(covered) if not known]
-    if loose:
-        for probe, direction in enumerate(_signs(scored.outputs, probes, seed, index)):
-            tally.sampled[probe, loose] += _whole_norms(objective, scored, loose, direction)
+    if run.loose:
+        for probe, direction in enumerate(run.signs(probes, seed, index)):
+            # Over the whole batch at once: with independent signs the cross terms of samples average out.
+            parts = run.whole_gradients(run.loose, direction)
+            sizes = [0.0 if part is None else float(part.double().square().sum()) for part in parts]
+            tally.sampled[probe, run.loose] += torch.tensor(sizes, dtype=torch.float64)
         passes += 2.0 * probes
-    tally.note(structure, scored, passes)
+    tally.note(run, enumerated, passes)
 
 
-def _covered(objective: Objective, recorder: Recorder, structure: Structure, outputs: Tensor) -> list[bool]:
-    """Say for which parameters every use was recorded and every recorded row belongs to one sample."""
-    owned = owned_by_samples(outputs, recorder)
-    known = []
-    for parameter, uses in zip(objective.unique, structure.uses, strict=True):
-        calls = recorder.of(parameter)
-        complete = len(calls) == uses and all(owned[call] for call in calls) and not structure.mixes_samples
-        # Several uses need whole gradients, sample by sample; large tables are sampled instead.
-        small = uses == 1 or parameter.numel() * len(outputs) <= _HELD
-        known.append(uses == 0 or (complete and small))
-    return known
-
-
-def _columns(outputs: Tensor) -> Iterator[Tensor]:
-    """Yield, for every output of a sample, the direction that is 1 there in all samples."""
-    flat = torch.zeros_like(outputs).flatten(1)
-    for column in range(flat.shape[1]):
-        direction = flat.clone()
-        direction[:, column] = 1
-        yield direction.view_as(outputs)
-
-
-def _signs(outputs: Tensor, probes: int, seed: int, index: int) -> Iterator[Tensor]:
-    for probe in range(probes):
-        yield signs([outputs], seed, probe, index)[0]
-
-
-def _norms(
-    objective: Objective, recorder: Recorder, scored: Scored, covered: Sequence[bool], directions: Iterator[Tensor]
-) -> Tensor:
+def _norms(run: Sweep, directions: Iterator[Tensor]) -> Tensor:
     """Return Σ over samples of ‖Jᵀ S·direction‖² per direction and parameter, (directions, parameters)."""
-    together = max(1, _HELD // max(1, recorder.width))
-    places = [place for place, known in enumerate(covered) if known]
-    rows: list[Tensor] = []
-    group: list[list[Tensor | None]] = []
-    for direction in directions:
-        group.append(pull_back(scored.outputs, recorder, scored.half(direction)))
-        if len(group) == together:
-            rows.append(_group_norms(objective, recorder, len(scored.outputs), places, group))
-            group = []
-    if group:
-        rows.append(_group_norms(objective, recorder, len(scored.outputs), places, group))
+    rows = []
+    for size, arrivals in run.arrivals(directions):
+        found = torch.zeros(size, len(run.covered), dtype=torch.float64)
+        for arrival in arrivals:
+            norms = gradient_norms(arrival.uses, arrival.parameter, arrival.deltas, run.samples)
+            found[:, arrival.place] = norms.double().sum(1).cpu()
+        rows.append(found)
     return torch.cat(rows)
-
-
-def _group_norms(
-    objective: Objective, recorder: Recorder, samples: int, places: list[int], group: list[list[Tensor | None]]
-) -> Tensor:
-    found = torch.zeros(len(group), len(objective.unique), dtype=torch.float64)
-    for place in places:
-        parameter = objective.unique[place]
-        calls = [call for call in recorder.of(parameter) if group[0][call] is not None]
-        if calls:
-            deltas = [torch.stack([delta for row in group if (delta := row[call]) is not None]) for call in calls]
-            uses = [recorder.uses[call] for call in calls]
-            found[:, place] = gradient_norms(uses, parameter, deltas, samples).double().sum(1).cpu()
-    return found
-
-
-def _whole_norms(objective: Objective, scored: Scored, places: list[int], direction: Tensor) -> Tensor:
-    """Return ‖Jᵀ S·direction‖² of the whole batch at once: with independent signs cross terms average out."""
-    chosen = [objective.unique[place] for place in places]
-    pulled = torch.autograd.grad(scored.outputs, chosen, scored.half(direction), retain_graph=True, allow_unused=True)
-    sizes = [0.0 if part is None else float(part.double().square().sum()) for part in pulled]
-    return torch.tensor(sizes, dtype=torch.float64)

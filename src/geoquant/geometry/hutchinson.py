@@ -5,7 +5,8 @@ variance counts every off-diagonal entry of those rows, and hundreds to thousand
 5 %. Better answer, the default: H = G + R. tr G_ll is exact at the price of one backward per class, and
 tr R_ll is zero wherever the network is piecewise affine in that layer's weights, which autograd's graph
 shows; so for ReLU nets every trace is exact, without a probe. Elsewhere only R is probed, at the same
-price per probe as H. The second derivative is autograd's: the kinks of ReLU contribute nothing.
+price per probe as H, and each piece of the data gets probes of its own. The second derivative is
+autograd's: the kinks of ReLU contribute nothing.
 """
 
 from __future__ import annotations
@@ -146,9 +147,19 @@ def _settled_at(relative: float | None) -> Callable[[RunningMean], bool]:
 
 
 def probe_traces(
-    objective: Objective, part: Part, probes: int, seed: int, settled: Callable[[RunningMean], bool]
+    objective: Objective,
+    part: Part,
+    probes: int,
+    seed: int,
+    settled: Callable[[RunningMean], bool],
+    *,
+    shared: bool = False,
 ) -> tuple[RunningMean, float]:
     """Average v_l·(Mv)_l over random signs v, for every parameter at once.
+
+    Every piece of the data gets signs of its own. The variance of a sum over B pieces is then the sum of
+    their variances, ‖M‖²/B when the pieces have much the same matrix, instead of ‖M‖² with signs that the
+    pieces share: fewer probes at the same price.
 
     Args:
         objective: what is differentiated.
@@ -156,6 +167,7 @@ def probe_traces(
         probes: at most this many.
         seed: of the signs.
         settled: asked between rounds of `ROUND` probes whether to stop.
+        shared: use the same signs on every piece, as the textbook does; for comparison.
 
     Returns:
         the running mean (parameters,) per prediction, and the cost in forward-equivalents.
@@ -164,22 +176,22 @@ def probe_traces(
     with objective.studied(), task("Hutchinson probes", probes) as advance:
         while mean.count < probes and not (mean.count > 1 and settled(mean)):
             chosen = range(mean.count, min(mean.count + ROUND, probes))
-            for draw in _round(objective, part, chosen, seed):
+            for draw in _round(objective, part, chosen, seed, shared):
                 mean.add(draw)
                 advance()
             cost += GRAPH_COST + PRODUCT_COST * len(chosen)
     return mean, cost
 
 
-def _round(objective: Objective, part: Part, chosen: range, seed: int) -> Tensor:
+def _round(objective: Objective, part: Part, chosen: range, seed: int, shared: bool) -> Tensor:
     """Return v_l·(Mv)_l for each chosen probe and parameter, over all batches: (probes, parameters)."""
     sums = torch.zeros(len(chosen), len(objective.unique), dtype=torch.float64)
     count = 0.0
-    for batch in objective.batches:
+    for index, batch in enumerate(objective.batches):
         product, size = batch_product(objective, batch, part)
         count += size
         for row, probe in enumerate(chosen):
-            vector = signs(objective.unique, seed, probe)
+            vector = signs(objective.unique, seed, probe, 0 if shared else index)
             sums[row] += dots(vector, product(vector))
     if count == 0:
         raise DataError("no prediction to average over: every position is masked")

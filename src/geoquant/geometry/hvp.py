@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from geoquant.errors import DataError
-from geoquant.geometry.objective import Objective
+from geoquant.geometry.objective import Objective, Scored
 
 Vectors = list[Tensor]
 Product = Callable[[Sequence[Tensor]], Vectors]
@@ -51,17 +51,24 @@ def scalar_product(scalar: Tensor, parameters: Sequence[nn.Parameter]) -> Produc
     return lambda vectors: differentiate(gradient, parameters, vectors)
 
 
-def _gauss_newton_product(objective: Objective, batch: Any) -> tuple[Product, float]:
+def push_forward(objective: Objective, batch: Any) -> tuple[Scored, Callable[[Sequence[Tensor]], Tensor]]:
+    """Return the outputs of `batch` and v ↦ Jv, their displacement when the parameters move by v.
+
+    Jᵀu is linear in u, so its derivative along v in the parameters' place is Jv: two reverse passes, no forward
+    mode, which fused kernels do not have.
+    """
     scored = objective.scored(batch)
-    # Jᵀu is linear in u, so its derivative along v in the parameters' place is Jv (two reverse passes, no
-    # forward mode, which fused kernels do not have).
     dummy = torch.zeros_like(scored.outputs, requires_grad=True)
     pulled = _gradient(scored.outputs, objective.unique, dummy)
+    return scored, lambda vectors: differentiate(pulled, [dummy], vectors)[0]
+
+
+def _gauss_newton_product(objective: Objective, batch: Any) -> tuple[Product, float]:
+    scored, push = push_forward(objective, batch)
 
     def product(vectors: Sequence[Tensor]) -> Vectors:
-        pushed = differentiate(pulled, [dummy], vectors)[0]
-        rows = scored.criterion.hessian(scored.rows.detach(), pushed.flatten(0, 1))
-        weighted = rows.view_as(scored.outputs) * scored.mask.unsqueeze(-1)
+        pushed = push(vectors).flatten(0, 1)
+        weighted = scored.masked_hessian(scored.rows.detach(), pushed).view_as(scored.outputs)
         return differentiate([scored.outputs], objective.unique, [weighted])
 
     return product, scored.count

@@ -102,6 +102,10 @@ class Scored:
         rows = self.criterion.half(self.rows.detach(), directions.flatten(0, 1))
         return rows.view_as(self.outputs) * self.mask.unsqueeze(-1)
 
+    def masked_hessian(self, rows: Tensor, directions: Tensor) -> Tensor:
+        """Return H_z·directions for detached `rows` (predictions, classes), zero where masked."""
+        return self.criterion.hessian(rows, directions) * self.mask.flatten().unsqueeze(-1)
+
 
 @dataclass(frozen=True, eq=False)
 class Objective:

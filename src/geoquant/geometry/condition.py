@@ -1,6 +1,7 @@
-"""How much can a linear layer stretch its input, and how unevenly?
+"""How unevenly does a weight matrix stretch its inputs?
 
-`condition_number` looks at the weight as a matrix.
+The condition number of the weight seen as a matrix. It speaks of the linear map alone: nothing of the data,
+of the loss, or of curvature, for which it has been taken.
 """
 
 from __future__ import annotations
