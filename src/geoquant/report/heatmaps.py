@@ -1,0 +1,243 @@
+"""Where is the model sensitive, and where did each plan put its bits? Layers down, choices across."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from geoquant.errors import PlanError
+from geoquant.plan import Plan
+from geoquant.report.axes import axis, by_width, canvas, clipped, log_floor, menu
+from geoquant.report.labels import plan_labels, plot_text, quantity, short_names, unit_text
+from geoquant.report.palette import SCALE, SYMBOLS
+from geoquant.sensitivity import DamageTable, Profile
+
+NAME_LIMIT, NARROW_LIMIT = 34, 15
+WIDEST_CODE = 8  # wider codes, and float, share the last shade
+
+
+def row_pixels(rows: int) -> int:
+    """Return the height of a row: tall for a few layers, still readable for hundreds.
+
+    >>> row_pixels(2), row_pixels(20), row_pixels(200)
+    (60, 24, 17)
+    """
+    return max(24, 120 // rows) if rows <= 60 else 17
+
+
+def layer_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Describe an axis of layers, the first one on top; long names lose their middle."""
+    size = 12 if len(names) <= 60 else 11
+    tickfont = {"size": size}
+    return axis(
+        "",
+        tickmode="array",
+        tickvals=list(range(len(names))),
+        ticktext=_fitted(names, NAME_LIMIT),
+        tickfont=tickfont,
+        range=[len(names) - 0.5, -0.5],
+        showgrid=False,
+        fixedrange=True,
+    )
+
+
+def _fitted(names: Sequence[str], limit: int) -> list[str]:
+    return [plot_text(name) for name in short_names(names, limit)]
+
+
+def check_plans(profile: Profile, plans: Sequence[Plan]) -> None:
+    """Raise `PlanError` unless every plan is for the profile's layers."""
+    for plan in plans:
+        if plan.inventory.names != profile.inventory.names:
+            other = sorted(set(plan.inventory.names) ^ set(profile.inventory.names))[:3]
+            how = f"only one of them has {other}" if other else "the order of their layers differs"
+            raise PlanError(f"a plan belongs to another model than the profile: {how}; report each on its own page")
+
+
+def grid_heatmap(profile: Profile, plans: Sequence[Plan] = ()) -> go.Figure:
+    """Draw predicted damage, layers × grids on a logarithmic colour scale, with the choice of each plan marked.
+
+    Every predictor of the profile can be selected. Damages that are not positive take the lowest shade; hovering
+    shows their value.
+
+    Raises:
+        PlanError: a plan is for another model.
+    """
+    check_plans(profile, plans)
+    sites = profile.tables[0].sites
+    order = by_width(profile.tables[0].grids)
+    columns = [profile.tables[0].grids[column] for column in order]
+    maps = [_damage_map(table, order, index == 0) for index, table in enumerate(profile.tables)]
+    marks = _marks(sites, columns, plans)
+    titles = [plot_text(f"{table.predictor} ({unit_text(table.unit)})") for table in profile.tables]
+    changes = [
+        ([i == j for j in range(len(maps))] + [True] * len(marks), {"title.text": title})
+        for i, title in enumerate(titles)
+    ]
+    figure = _map([*maps, *marks], sites, columns, top=92)
+    title = {"text": titles[0], "font": {"size": 13}, "x": 0.5, "xref": "paper", "xanchor": "center"}
+    figure.update_layout(
+        title={**title, "y": 1, "yanchor": "top"},
+        legend={"orientation": "h", "y": 0, "yanchor": "top"},
+        updatemenus=menu([table.predictor for table in profile.tables], changes),
+    )
+    figure.update_layout({"updatemenus[0].xanchor": "right"} if len(maps) > 1 else {})  # beside the colour bar
+    # The colour bar hangs below the title, a fixed number of pixels from the top.
+    figure.update_traces(colorbar_y=1 - 22 / figure.layout.height, selector={"type": "heatmap"})
+    return figure
+
+
+def _map(traces: Sequence[Any], names: Sequence[str], columns: Sequence[str], top: int, title: str = "") -> go.Figure:
+    """Lay out layers down and columns across, `top` pixels below the upper edge."""
+    figure = go.Figure(traces, canvas(len(names) * row_pixels(len(names)) + top + 36))
+    figure.update_layout(
+        margin={"t": top, "b": 24},
+        xaxis=axis(
+            title,
+            side="top",
+            tickmode="array",
+            tickvals=list(range(len(columns))),
+            ticktext=list(columns),
+            showgrid=False,
+            fixedrange=True,
+            range=[-0.5, len(columns) - 0.5],
+        ),
+        yaxis=layer_axis(names),
+        meta={"narrow": _fitted(names, NARROW_LIMIT)},
+    )
+    return figure
+
+
+def _damage_map(table: DamageTable, order: Sequence[int], visible: bool) -> go.Heatmap:
+    """Colour by the logarithm; hover shows the damage itself."""
+    floor = log_floor(value for row in table.damage for value in row)
+    unit = unit_text(table.unit)
+    shown = [[math.log10(value) if floor else value for value in clipped(row, floor)] for row in table.damage]
+    hover = [
+        [f"{plot_text(site)}<br>{table.grids[j]}: {quantity(row[j])} ± {quantity(error[j])}<br>{unit}" for j in order]
+        for site, row, error in zip(table.sites, table.damage, table.stderr, strict=True)
+    ]
+    return go.Heatmap(
+        z=[[row[j] for j in order] for row in shown],
+        text=hover,
+        hovertemplate="%{text}<extra></extra>",
+        colorscale=SCALE,
+        reversescale=True,
+        visible=visible,
+        xgap=1,
+        ygap=1,
+        name=plot_text(table.predictor),
+        colorbar=_colorbar(shown if floor else None),
+        showlegend=False,
+    )
+
+
+def _colorbar(logarithms: Sequence[Sequence[float]] | None) -> dict[str, Any]:
+    """Describe a slim bar above the map; ticks are powers of ten, or 1-2-5 within less than two decades."""
+    bar: dict[str, Any] = {
+        "orientation": "h",
+        "thickness": 10,
+        "len": 1,
+        "x": 0.5,
+        "xpad": 0,
+        "yref": "container",
+        "yanchor": "top",
+        "ypad": 0,
+        "outlinewidth": 0,
+    }
+    if logarithms is not None:
+        low, high = min(map(min, logarithms)), max(map(max, logarithms))
+        powers = range(math.floor(low), math.ceil(high) + 1, max(1, math.ceil((high - low) / 6)))
+        if high - low >= 2:
+            ticks = [(float(power), f"10<sup>{power}</sup>") for power in powers]
+        else:
+            ticks = [(power + math.log10(m), f"{m * 10.0**power:g}") for power in powers for m in (1, 2, 5)]
+        ticks = [(value, text) for value, text in ticks if low <= value <= high]
+        bar |= {"tickmode": "array", "tickvals": [v for v, _ in ticks], "ticktext": [text for _, text in ticks]}
+    return bar
+
+
+def _marks(sites: Sequence[str], columns: Sequence[str], plans: Sequence[Plan]) -> list[go.Scatter]:
+    """Mark the cell that each plan chose; plans sit side by side in a cell so that none hides another."""
+    traces = []
+    size = max(5, min(10, 24 // max(len(plans), 1)))
+    for index, (plan, label) in enumerate(zip(plans, plan_labels(plans), strict=True)):
+        shift = 0.8 * ((index + 0.5) / len(plans) - 0.5)
+        chosen = dict(zip(plan.inventory.names, plan.names, strict=True))
+        cells = [
+            (columns.index(chosen[site]) + shift, row) for row, site in enumerate(sites) if chosen[site] in columns
+        ]
+        traces.append(
+            go.Scatter(
+                x=[x for x, _ in cells],
+                y=[y for _, y in cells],
+                mode="markers",
+                name=plot_text(label),
+                meta={"label": label},
+                marker={
+                    "symbol": SYMBOLS[index % len(SYMBOLS)],
+                    "size": size,
+                    "color": "#ffffff",
+                    "line": {"color": "#000000", "width": 1.5},
+                },
+                hoverinfo="skip",
+                showlegend=True,
+            )
+        )
+    return traces
+
+
+def bits_heatmap(plans: Sequence[Plan]) -> go.Figure:
+    """Draw the width of every layer in every plan: layers × plans, each cell with its bits.
+
+    Raises:
+        PlanError: there is no plan, or the plans are for different models.
+    """
+    if not plans:
+        raise PlanError("a heatmap of bits needs at least one plan")
+    if len({plan.inventory.names for plan in plans}) > 1:
+        raise PlanError("a heatmap of bits needs plans of one model; these have different layers")
+    names = plans[0].inventory.names
+    labels = plan_labels(plans)
+    widths = [[plan.grids[row].bits for plan in plans] for row in range(len(names))]
+    cells = go.Heatmap(
+        z=[[min(width, WIDEST_CODE) for width in row] for row in widths],
+        zmin=1,
+        zmax=WIDEST_CODE,
+        text=[[f"{width:g}" for width in row] for row in widths],
+        customdata=_bits_hover(plans, names, labels),
+        texttemplate="%{text}",
+        textfont={"size": 12 if len(names) <= 60 else 11},
+        hovertemplate="%{customdata}<extra></extra>",
+        colorscale=SCALE,
+        reversescale=True,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    title, ticks = _plan_ticks(labels)
+    return _map([cells], names, ticks, top=66, title=title)
+
+
+def _bits_hover(plans: Sequence[Plan], names: Sequence[str], labels: Sequence[str]) -> list[list[str]]:
+    """Say for every cell which grid it is and what it stores."""
+    bits = [plan.bits for plan in plans]
+    return [
+        [
+            f"{plot_text(name)}<br>{plot_text(label)}: {plan.names[row]}<br>{stored[name]:.2f} stored bits per weight"
+            for plan, label, stored in zip(plans, labels, bits, strict=True)
+        ]
+        for row, name in enumerate(names)
+    ]
+
+
+def _plan_ticks(labels: Sequence[str]) -> tuple[str, list[str]]:
+    """Split labels such as "3 average bits" into a common title and short ticks; else break them into lines."""
+    parts = [label.partition(" ") for label in labels]
+    endings = {rest for _, _, rest in parts}
+    if len(endings) == 1:
+        return plot_text(endings.pop()), [plot_text(number) for number, _, _ in parts]
+    return "", [plot_text(label).replace(" ", "<br>") for label in labels]

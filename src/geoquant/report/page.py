@@ -1,0 +1,190 @@
+"""One page that shows what was measured, what was decided, what came of it, and what it cost.
+
+The page is a single file: styles, script and plotly are inside, nothing is fetched, and a content policy
+forbids that anything ever is. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+import geoquant
+from geoquant import storage
+from geoquant.plan import Plan, uniform_plan
+from geoquant.report import panels, tables
+from geoquant.report.heatmaps import check_plans
+from geoquant.report.labels import percent, plan_labels
+from geoquant.report.palette import is_uniform
+from geoquant.report.sweep import Point
+from geoquant.report.verdict import guided_methods, verdict
+from geoquant.sensitivity import Profile
+
+CLOSE_TO_FLOAT = 0.01
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A name and what it is."""
+
+    name: str
+    value: str
+
+
+def render(
+    title: str,
+    *,
+    profile: Profile,
+    plans: Sequence[Plan] = (),
+    points: Sequence[Point] = (),
+    float_point: Point | None = None,
+    notes: Mapping[str, str] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    command: str | None = None,
+) -> str:
+    """Return the report as one HTML text.
+
+    Args:
+        title: heading of the page.
+        profile: the evidence.
+        plans: plans for the profile's model.
+        points: evaluated plans. The verdict speaks of the first method that is not uniform.
+        float_point: the float model, evaluated on the same data.
+        notes: more lines for the provenance, by name.
+        seconds: wall time of each step of the whole path, by name.
+        command: the command that made all this.
+
+    Raises:
+        PlanError: a plan is for another model than the profile.
+    """
+    check_plans(profile, plans)
+    points = tuple(dict.fromkeys(points))
+    float_bytes = float_point.bytes if float_point is not None else uniform_plan(profile.inventory, "fp32").bytes
+    content: dict[str, Any] = {
+        "title": title,
+        "version": geoquant.__version__,
+        "done": _done(profile, plans, points),
+        "verdict": verdict(points),
+        "facts": _facts(profile, plans, points, float_point, float_bytes),
+        "sections": _sections(bool(points), bool(plans)),
+        "results": panels.pareto_panel(points, float_point) if points else None,
+        "scores": tables.scoreboard_table(points),
+        "overview": tables.plans_table(plans, float_bytes),
+        "bits": panels.bits_panel(plans) if plans else None,
+        "plan_tables": [tables.plan_table(plan, label) for plan, label in zip(plans, plan_labels(plans), strict=True)],
+        "heatmap": panels.heatmap_panel(profile, plans),
+        "curves": panels.curves_panel(profile),
+        "cost": panels.cost_panel(profile),
+        "steps": tables.seconds_table(seconds or {}),
+        "provenance": _provenance(profile, notes or {}, command),
+        "plotly": get_plotlyjs(),
+    }
+    return _environment().get_template("report.html.j2").render(content)
+
+
+def write_report(
+    path: Path | str,
+    title: str,
+    *,
+    profile: Profile,
+    plans: Sequence[Plan] = (),
+    points: Sequence[Point] = (),
+    float_point: Point | None = None,
+    notes: Mapping[str, str] | None = None,
+    seconds: Mapping[str, float] | None = None,
+    command: str | None = None,
+) -> Path:
+    """Write the page of `render` to `path`, atomically; return the path.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    text = render(
+        title,
+        profile=profile,
+        plans=plans,
+        points=points,
+        float_point=float_point,
+        notes=notes,
+        seconds=seconds,
+        command=command,
+    )
+    storage.write_text(target, text)
+    return target
+
+
+def _environment() -> Environment:
+    """Escape everything; a name that the template misspells is an error."""
+    loader = PackageLoader("geoquant.report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _done(profile: Profile, plans: Sequence[Plan], points: Sequence[Point]) -> str:
+    """Say in one sentence what was done."""
+    samples = max(table.samples for table in profile.tables)
+    text = (
+        f"{_count(len(profile.tables[0].sites), 'layer')} with {profile.inventory.weights:,} weights, profiled on "
+        f"{_count(len(profile.grids), 'grid')} by {_count(len(profile.tables), 'predictor')}"
+    )
+    text += f" over {_count(samples, 'calibration sample')}" if samples else " without data"
+    parts = [_count(len(plans), "plan")] if plans else []
+    parts += [f"{_count(len(points), 'point')} evaluated"] if points else []
+    return f"{text}; {', '.join(parts)}." if parts else f"{text}."
+
+
+def _facts(
+    profile: Profile, plans: Sequence[Plan], points: Sequence[Point], float_point: Point | None, float_bytes: int
+) -> list[Fact]:
+    """Collect the few numbers that a reader wants first."""
+    facts = [Fact("float model", f"{float_bytes:,} bytes")]
+    if plans:
+        sizes = sorted({plan.bytes for plan in plans})
+        span = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} – {sizes[-1]:,}"
+        facts.append(Fact("plans, bytes", span))
+    if float_point is not None:
+        facts.append(Fact("float accuracy", percent(float_point.accuracy.value, 2)))
+        for method in guided_methods(points)[:1]:
+            mine = [point for point in points if point.method == method]
+            facts.append(Fact(f"smallest {method} within 1 point of float", _smallest_close(mine, float_point)))
+        uniform = [point for point in points if is_uniform(point.method)]
+        if uniform:
+            facts.append(Fact("smallest uniform within 1 point of float", _smallest_close(uniform, float_point)))
+    return facts
+
+
+def _smallest_close(points: Sequence[Point], float_point: Point) -> str:
+    """Name the least size whose accuracy is at most one point below float."""
+    sizes = [p.bytes for p in points if p.accuracy.value >= float_point.accuracy.value - CLOSE_TO_FLOAT]
+    return f"{min(sizes):,} bytes" if sizes else "none"
+
+
+def _sections(with_points: bool, with_plans: bool) -> list[tuple[str, str]]:
+    sections = [("results", "Results")] if with_points else []
+    sections += [("plans", "Plans")] if with_plans else []
+    return [*sections, ("sensitivity", "Sensitivity"), ("cost", "Cost"), ("provenance", "Provenance")]
+
+
+def _provenance(profile: Profile, notes: Mapping[str, str], command: str | None) -> list[Fact]:
+    """Say where the numbers come from: enough to make them again."""
+    facts = [Fact("command", command)] if command else []
+    facts += [
+        Fact("seed", str(profile.seed)),
+        Fact("fingerprint of the model", profile.inventory.fingerprint),
+        Fact("fingerprint of the calibration data", profile.data or "none"),
+        Fact("geoquant", geoquant.__version__),
+        Fact("torch", torch.__version__),
+        Fact("Python", platform.python_version()),
+    ]
+    return facts + [Fact(name, value) for name, value in notes.items()]

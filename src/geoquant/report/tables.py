@@ -1,0 +1,193 @@
+"""The numbers of the page as tables: plans with their reasons, points, costs, and what each figure shows.
+
+Tables are values; the template turns them into HTML and escapes every text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from geoquant.plan import Plan
+from geoquant.report.axes import by_width
+from geoquant.report.labels import duration, measured, percent, plan_labels, quantity, unit_text
+from geoquant.report.sweep import Point
+from geoquant.report.verdict import scoreboard
+from geoquant.sensitivity import DamageTable, Profile
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: what is shown, and what it sorts by (its text when None)."""
+
+    text: str
+    key: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first column names the row.
+
+    Attributes:
+        caption: says what the rows are.
+        columns: headings.
+        numeric: which columns align right.
+        rows: cells.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def _number(value: float | None, text: str) -> Cell:
+    """Return a cell that sorts by its value; what was not measured comes last."""
+    return Cell(text, float("inf") if value is None else value)
+
+
+def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
+    """Compare the plans: size, predicted objective, how far from optimal at most."""
+    rows = []
+    for label, plan in zip(plan_labels(plans), plans, strict=True):
+        evidence = plan.evidence
+        row = [
+            Cell(label),
+            _number(plan.average_bits, f"{plan.average_bits:.4f}"),
+            _number(plan.bytes, f"{plan.bytes:,}"),
+            _number(plan.bytes / float_bytes, percent(plan.bytes / float_bytes)),
+        ]
+        if evidence is None:
+            row += [Cell("written by hand"), Cell("–"), Cell("–"), Cell("–")]
+        else:
+            gap = evidence.optimality.gap
+            row += [
+                Cell(f"{evidence.table.predictor} + {evidence.request.solver}"),
+                Cell(f"{evidence.request.objective}, {unit_text(evidence.table.unit)}"),
+                _number(evidence.optimality.objective, quantity(evidence.optimality.objective)),
+                _number(gap, "optimal" if gap <= 1e-9 else f"≤ {100 * gap:.2g} %"),
+            ]
+        rows.append(tuple(row))
+    columns = (
+        "plan",
+        "average bits",
+        "bytes",
+        "of float",
+        "evidence + solver",
+        "objective",
+        "predicted",
+        "gap to the proven bound",
+    )
+    return Table("Size and predicted damage", columns, (False, True, True, True, False, False, True, True), tuple(rows))
+
+
+def plan_table(plan: Plan, label: str) -> Table:
+    """List the layers of one plan: grid, stored bits, bytes, predicted damage, reason."""
+    reasons = plan.evidence.reasons if plan.evidence is not None else ("",) * len(plan.names)
+    rows = []
+    for site, name, cost, damage, reason in zip(
+        plan.inventory.sites, plan.names, plan.storage, plan.damages, reasons, strict=True
+    ):
+        bits = cost.total_bits / site.weights
+        rows.append(
+            (
+                Cell(site.name),
+                _number(site.weights, f"{site.weights:,}"),
+                Cell(name),
+                _number(bits, f"{bits:.2f}"),
+                _number(cost.bytes, f"{cost.bytes:,}"),
+                _number(damage, quantity(damage)),
+                Cell(reason),
+            )
+        )
+    unit = "" if plan.evidence is None else f" ({unit_text(plan.evidence.table.unit)})"
+    columns = ("layer", "weights", "grid", "bits", "bytes", f"damage{unit}", "why")
+    return Table(f"Layers of the plan “{label}”", columns, (False, True, False, True, True, True, False), tuple(rows))
+
+
+def bits_table(plans: Sequence[Plan]) -> Table:
+    """Show the grid of every layer in every plan."""
+    rows = tuple(
+        (Cell(name), *(_number(plan.grids[row].bits, plan.names[row]) for plan in plans))
+        for row, name in enumerate(plans[0].inventory.names)
+    )
+    columns = ("layer", *plan_labels(plans))
+    return Table("Grid of every layer in every plan", columns, (False,) * len(columns), rows)
+
+
+def damage_table(table: DamageTable) -> Table:
+    """Show damage and standard error of every layer on every grid, by one predictor."""
+    order = by_width(table.grids)
+    rows = []
+    for site, damage, stderr in zip(table.sites, table.damage, table.stderr, strict=True):
+        texts = (quantity(damage[j]) + (f" ± {quantity(stderr[j])}" if stderr[j] else "") for j in order)
+        rows.append((Cell(site), *(_number(damage[j], text) for j, text in zip(order, texts, strict=True))))
+    columns = ("layer", *(table.grids[j] for j in order))
+    caption = f"{table.predictor}: {unit_text(table.unit)}"
+    return Table(caption, columns, (False, *(True,) * len(order)), tuple(rows))
+
+
+def points_table(points: Sequence[Point], float_point: Point | None) -> Table:
+    """List every evaluated plan; the float model comes first."""
+    first = () if float_point is None else (float_point,)
+    rows = []
+    for point in dict.fromkeys((*first, *points)):
+        rows.append(
+            (
+                Cell(point.method),
+                Cell(point.label),
+                _number(point.average_bits, f"{point.average_bits:.3f}"),
+                _number(point.bytes, f"{point.bytes:,}"),
+                _number(
+                    point.accuracy.value, measured(100 * point.accuracy.value, 100 * point.accuracy.stderr, 2) + " %"
+                ),
+                _number(point.cross_entropy.value, measured(point.cross_entropy.value, point.cross_entropy.stderr, 4)),
+                _number(point.kl.value, f"{quantity(point.kl.value)} ± {quantity(point.kl.stderr)}"),
+            )
+        )
+    columns = ("method", "plan", "average bits", "bytes", "accuracy", "cross-entropy (nats)", "KL to float (nats)")
+    return Table("Evaluated plans", columns, (False, False, True, True, True, True, True), tuple(rows))
+
+
+def scoreboard_table(points: Sequence[Point]) -> Table:
+    """Count for every method how often it is better or worse than the best uniform grid of about its size."""
+    rows = []
+    for method, pairs in scoreboard(points).items():
+        outcomes = [pair.outcome for pair in pairs]
+        mean = 100 * sum(pair.difference for pair in pairs) / len(pairs) if pairs else None
+        counts = [outcomes.count(outcome) for outcome in ("better", "equal", "worse")]
+        rows.append(
+            (
+                Cell(method),
+                _number(len(pairs), str(len(pairs))),
+                *(_number(count, str(count)) for count in counts),
+                _number(mean, "–" if mean is None else f"{mean:+.1f} points".replace("-", "−")),
+            )
+        )
+    columns = ("method", "sizes compared", "better", "no difference", "worse", "mean difference")
+    return Table("Against the best uniform grid of about the same size", columns, (False,) + (True,) * 5, tuple(rows))
+
+
+def cost_table(profile: Profile) -> Table:
+    """Show what each predictor cost."""
+    rows = tuple(
+        (
+            Cell(table.predictor),
+            Cell(unit_text(table.unit)),
+            _number(table.cost, quantity(table.cost)),
+            _number(seconds, duration(seconds) if any(profile.seconds) else "–"),
+            _number(table.samples, f"{table.samples:,}"),
+        )
+        for table, seconds in zip(profile.tables, profile.seconds, strict=True)
+    )
+    columns = ("predictor", "unit", "forward-equivalents", "time", "samples")
+    return Table("Cost of each predictor", columns, (False, False, True, True, True), rows)
+
+
+def seconds_table(seconds: Mapping[str, float]) -> Table | None:
+    """List the steps of the whole path with their wall time; None when nothing was timed."""
+    if not seconds:
+        return None
+    rows = [(Cell(step), _number(value, duration(value))) for step, value in seconds.items()]
+    rows.append((Cell("together"), _number(sum(seconds.values()), duration(sum(seconds.values())))))
+    return Table("Wall time of each step", ("step", "time"), (False, True), tuple(rows))
