@@ -125,7 +125,8 @@ def pareto_panel(points: Sequence[Point], float_point: Point | None) -> Panel:
     return Panel(
         "pareto",
         "Accuracy against bytes",
-        "Better is up and to the left; for KL and cross-entropy, down and to the left. Uniform grids are grey and dashed; bars are one standard error.",
+        "Better is up and to the left; for KL and cross-entropy, down and to the left. "
+        "Uniform grids are grey and dashed; bars are one standard error.",
         f"Lines of {len({point.method for point in points})} methods over {len(set(points))} plans. Most accurate: "
         f"{best.method}, {best.label}, {percent(best.accuracy.value)} in {best.bytes:,} bytes. Smallest: "
         f"{least.method}, {least.label}, {percent(least.accuracy.value)} in {least.bytes:,} bytes.{floats}",
