@@ -1,1 +1,1 @@
-
+"""What theory promises about quantized networks."""
