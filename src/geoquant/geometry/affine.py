@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 # Affine or piecewise affine in all their inputs together.
 _AFFINE_NAMES = """
@@ -69,10 +69,11 @@ class Structure:
     mixes_samples: bool
 
 
-def structure_of(outputs: Tensor, parameters: Sequence[nn.Parameter]) -> Structure:
-    """Read the graph of `outputs` for each of `parameters`.
+def structure_of(outputs: Tensor, parameters: Sequence[Tensor]) -> Structure:
+    """Read the graph of `outputs` for each of `parameters` (leaves: parameters, or inputs that require gradients).
 
     >>> import torch
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
     >>> structure_of(net(torch.ones(1, 2)), list(net.parameters())).affine
     (False, False, False, False, True, True)

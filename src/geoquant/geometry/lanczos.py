@@ -185,6 +185,30 @@ def extreme_eigenvalues(
     return Extremes(values, residuals, torch.stack(vectors), space.steps)
 
 
+def dominant(
+    apply: Apply, start: Tensor, *, tolerance: float = 1e-4, cycle: int = 20, max_steps: int = 400
+) -> Extremes:
+    """Return the eigenvalue of largest magnitude of each operator, in the memory of one short cycle.
+
+    Lanczos restarted from its best vector: far fewer applications than power iteration, and never more than
+    `cycle` vectors. Arguments and result as in `extreme_eigenvalues`.
+
+    >>> matrix = torch.diag(torch.linspace(-1.0, 2.0, 50, dtype=torch.float64))
+    >>> found = dominant(lambda rows: rows @ matrix, torch.ones(1, 50, dtype=torch.float64), cycle=8)
+    >>> round(found.values.item(), 6)
+    2.0
+    """
+    spent, current = 0, start
+    while True:
+        steps = min(cycle, max_steps - spent)
+        found = extreme_eigenvalues(apply, current, which="magnitude", tolerance=tolerance, max_steps=steps)
+        spent += found.steps
+        converged = bool((found.residuals <= tolerance * found.values.abs()).all())
+        if converged or found.steps < steps or spent >= max_steps:
+            return Extremes(found.values, found.residuals, found.vectors, spent)
+        current = found.vectors[:, 0]
+
+
 def _leading(ritz: Ritz, count: int, which: Which) -> tuple[Tensor, Tensor, Tensor]:
     key = ritz.values if which == "largest" else ritz.values.abs()
     order = key.argsort(descending=True)[:count]
