@@ -19,13 +19,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The wheel and the sdist are built, and each is installed into an environment of its own and imported.
 package: $(VENV)/.installed-dev
 	rm -rf dist
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --quiet
-	$(BIN)/python benchmarks/../tests/check_packages.py dist
+	$(BIN)/python tests/check_packages.py dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,3 +1,40 @@
-"""geoquant decides, with evidence, how few bits each part of a neural network needs, and does the work."""
+"""geoquant decides, with evidence, how few bits each part of a neural network needs, and does the work.
+
+import geoquant as gq
+
+profile = gq.profile(model, calibration)                # what each (layer, grid) choice costs
+plan = gq.allocate(profile, gq.Budget(average_bits=3))  # exact; scales and zero points counted
+gq.quantize_(model, plan)
+gq.save(model, plan, "model-w3")                        # bytes on disk = plan.bytes
+model = gq.load("model-w3", fresh_model)                # logits bit-identical
+"""
+
+from geoquant.errors import GeoquantError
+from geoquant.evaluation import divergence, evaluate
+from geoquant.export import load, save
+from geoquant.grids import Grid
+from geoquant.models import find_sites, fold_batch_norm, fold_batch_norm_
+from geoquant.plan import Budget, Plan, allocate, uniform_plan
+from geoquant.quantize import quantize_
+from geoquant.sensitivity import Profile, profile
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Budget",
+    "GeoquantError",
+    "Grid",
+    "Plan",
+    "Profile",
+    "allocate",
+    "divergence",
+    "evaluate",
+    "find_sites",
+    "fold_batch_norm",
+    "fold_batch_norm_",
+    "load",
+    "profile",
+    "quantize_",
+    "save",
+    "uniform_plan",
+]

@@ -1,7 +1,8 @@
 """Named things that third parties may add: predictors, solvers, roundings, exporters.
 
 A registry maps a name to one object. Packages add theirs through an entry point group
-``geoquant.<kind>`` or by calling `Registry.register`; entry points load when a name is first asked for,
+``geoquant.<kind>`` (spaces as underscores) or by calling `Registry.register`; entry points load when a name is
+first asked for,
 so importing geoquant stays cheap.
 """
 
@@ -68,5 +69,5 @@ class Registry(Generic[T]):
         if self._entry_points_loaded:
             return
         self._entry_points_loaded = True
-        for point in entry_points(group=f"geoquant.{self.kind}"):
+        for point in entry_points(group=f"geoquant.{self.kind.replace(' ', '_')}"):
             self.register(point.name, point.load())

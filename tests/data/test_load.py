@@ -138,8 +138,8 @@ def test_bad_functions_are_named(functions, name, sentence):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("no_such_module:batches", "there is no module no_such_module"),
-        ("geoquant.no_such:batches", "there is no module geoquant.no_such"),
+        ("no_such_module:batches", "there is no module 'no_such_module'"),
+        ("geoquant.no_such:batches", "there is no module 'geoquant.no_such'"),
         ("no_such.py:batches", "there is no file no_such.py"),
         ("story.txt", "text files need a tokenizer; pass a callable that gives batches"),
     ],
@@ -155,12 +155,14 @@ def test_a_file_where_a_folder_belongs(tmp_path):
         load_data(tmp_path / "test-00000-of-00001.parquet", "test")
 
 
-def test_errors_of_the_users_own_code_stay_theirs(tmp_path, functions):
-    with pytest.raises(RuntimeError, match="the user's own problem"):
+def test_errors_of_the_users_own_code_are_told_with_their_cause(tmp_path, functions):
+    with pytest.raises(DataError, match="raised RuntimeError: the user's own problem") as caught:
         load_data(f"{functions}:broken", "train")
+    assert isinstance(caught.value.__cause__, RuntimeError)
     (tmp_path / "needs.py").write_text("import no_such_dependency\n")
-    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+    with pytest.raises(DataError, match="no_such_dependency") as caught:
         load_data(f"{tmp_path / 'needs.py'}:batches", "train")
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
 
 
 MIRROR = os.environ.get("GEOQUANT_DATA_DIR")

@@ -81,9 +81,9 @@ def test_two_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet20", "'resnet20' names no model; expected"),
-        (":linear", "names no model"),
-        ("FILE:", "names no model"),
+        ("resnet20", "'resnet20' names nothing to import; expected"),
+        (":linear", "names nothing to import"),
+        ("FILE:", "names nothing to import"),
         ("no.such.module:net", "there is no module 'no.such.module'"),
         ("/no/such/file.py:net", "there is no file /no/such/file.py"),
         ("FILE:linaer", "has no 'linaer' (did you mean 'linear'?)"),

@@ -10,12 +10,12 @@ from typing import Any
 
 from geoquant.data.batches import Batch, Batches, collect, samples
 from geoquant.data.cache import cached
-from geoquant.data.callables import import_callable, is_callable_spec
 from geoquant.data.embedded import digits
 from geoquant.data.hub import locate
 from geoquant.data.images import ImageSet, Normalize, pixel_statistics
 from geoquant.data.parquet import read_images, read_labels
-from geoquant.errors import DataError
+from geoquant.errors import DataError, GeoquantError
+from geoquant.importing import import_named, is_spec
 
 
 def load_images(name_or_folder: str | Path, split: str) -> ImageSet:
@@ -76,8 +76,8 @@ def load_data(
     Batches(digits train, 100 of 1437 images, seed 0, in 2 batches)
     """
     text = str(spec)
-    if is_callable_spec(text):
-        return _from_callable(import_callable(text), text, split, limit)
+    if is_spec(text):
+        return _from_callable(import_named(text, DataError), text, split, limit)
     if text.endswith(".txt"):
         raise DataError(f"{text}: text files need a tokenizer; pass a callable that gives batches")
     if Path(spec).is_file():
@@ -89,8 +89,15 @@ def load_data(
 
 
 def _from_callable(make: Callable[..., Any], spec: str, split: str, limit: int | None) -> Batches[Batch]:
-    given: Iterable[Batch] = make(split=split) if _takes(make, "split") else make()
-    batches = collect(given, limit)
+    if not callable(make):
+        raise DataError(f"{spec} is {type(make).__name__}; expected a callable that returns batches")
+    try:
+        given: Iterable[Batch] = make(split=split) if _takes(make, "split") else make()
+        batches = collect(given, limit)
+    except GeoquantError:
+        raise
+    except Exception as error:
+        raise DataError(f"{spec} raised {type(error).__name__}: {error}; expected an iterable of batches") from error
     total = sum(samples(batch) for batch in batches)
     return Batches(len(batches), batches.__getitem__, total, f"{spec} {split}, {total} samples")
 

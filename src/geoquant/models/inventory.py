@@ -13,11 +13,8 @@ from torch import nn
 
 from geoquant.errors import PlanError
 from geoquant.models.batchnorm import folded_pairs
-from geoquant.models.loading import model_fingerprint
+from geoquant.models.loading import TRAINING_COUNTERS, model_fingerprint
 from geoquant.models.sites import Site, find_sites
-
-# Counters that only training reads; artifacts leave them out and a fresh model keeps its own.
-_TRAINING_COUNTERS = ("num_batches_tracked",)
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ class Inventory:
 def stored_state(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the state dict without the counters that only training reads."""
     return {
-        name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[2] not in _TRAINING_COUNTERS
+        name: tensor for name, tensor in model.state_dict().items() if name.rpartition(".")[2] not in TRAINING_COUNTERS
     }
 
 

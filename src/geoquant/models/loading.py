@@ -7,20 +7,17 @@ missing tensor is a random one, and it checks everything before it writes the fi
 from __future__ import annotations
 
 import hashlib
-import importlib
-import importlib.util
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from geoquant.errors import FileFormatError, GeoquantError, ModelError, WeightsError, suggest
+from geoquant.errors import FileFormatError, GeoquantError, ModelError, WeightsError
+from geoquant.importing import import_named
 
 # Counters that only training reads: weights files leave them out, and they change no prediction.
 TRAINING_COUNTERS = ("num_batches_tracked",)
@@ -45,11 +42,7 @@ def load_model(spec: str, weights: Path | str | None = None) -> nn.Module:
     >>> type(load_model("geoquant.models.zoo:mlp3_mnist")).__name__
     'MLP'
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon or not place or not name:
-        raise ModelError(f"'{spec}' names no model; expected 'package.module:callable' or 'file.py:callable'")
-    with _importable(place):
-        built = _built(_attribute(_module(place), name, place), spec)
+    built = _built(import_named(spec, ModelError), spec)
     if weights is not None:
         load_weights_(built, weights)
     return built
@@ -100,62 +93,6 @@ def model_fingerprint(model: nn.Module) -> str:
         plain = tensor.detach().cpu().contiguous().reshape(-1)
         total.update(plain.view(torch.uint8).numpy().data)
     return total.hexdigest()
-
-
-@contextmanager
-def _importable(place: str) -> Iterator[None]:
-    """Let modules of the working folder, or neighbours of a given file, be imported for a while."""
-    folder = str(Path(place).resolve().parent if place.endswith(".py") else Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
-def _module(place: str) -> ModuleType:
-    if place.endswith(".py"):
-        return _module_of_file(Path(place))
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name is not None and f"{place}.".startswith(f"{error.name}."):
-            raise ModelError(
-                f"there is no module '{place}' ('{error.name}' is not found); "
-                "install it, start from its folder, or give the file as 'file.py:callable'"
-            ) from error
-        raise ModelError(f"importing '{place}' failed: {error}") from error
-    except Exception as error:
-        raise ModelError(f"importing '{place}' failed: {type(error).__name__}: {error}") from error
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    """Import a file under a name of its own, so that equal file names in two folders do not meet."""
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}; expected 'file.py:callable'")
-    name = f"geoquant_file_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"{path} cannot be imported as a Python module")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ModelError(f"importing {path} failed: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _attribute(module: ModuleType, name: str, place: str) -> Any:
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            public = [known for known in vars(found) if not known.startswith("_")] if hasattr(found, "__dict__") else []
-            raise ModelError(f"'{place}' has no '{part}'{suggest(part, public)}")
-        found = getattr(found, part)
-    return found
 
 
 def _built(found: Any, spec: str) -> nn.Module:

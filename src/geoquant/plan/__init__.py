@@ -1,1 +1,42 @@
+"""Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
+from geoquant.plan.budget import Budget
+from geoquant.plan.layout import (
+    ARTIFACT_VERSION,
+    METADATA_KEY,
+    Entry,
+    artifact_bytes,
+    description,
+    entries,
+    file_bytes,
+    metadata,
+    site_entries,
+)
+from geoquant.plan.plan import Evidence, Optimality, Plan, Request, uniform_plan
+from geoquant.plan.solving import allocate, resolve
+from geoquant.plan.text import align, diff_rows, diff_text, plan_text, summary
+
+__all__ = [
+    "ARTIFACT_VERSION",
+    "METADATA_KEY",
+    "Budget",
+    "Entry",
+    "Evidence",
+    "Optimality",
+    "Plan",
+    "Request",
+    "align",
+    "allocate",
+    "artifact_bytes",
+    "description",
+    "diff_rows",
+    "diff_text",
+    "entries",
+    "file_bytes",
+    "metadata",
+    "plan_text",
+    "resolve",
+    "site_entries",
+    "summary",
+    "uniform_plan",
+]

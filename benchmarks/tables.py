@@ -1,0 +1,101 @@
+"""Write the tables of the README from the committed results, so that no number in it is typed by hand.
+
+python benchmarks/tables.py            # rewrite README.md between its markers
+python benchmarks/tables.py --check    # exit 1 when it differs (the tests run this)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
+
+Row = dict[str, Any]
+
+
+def load(name: str) -> dict[str, Any]:
+    """Read a committed result."""
+    document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
+    return document
+
+
+def accuracy(row: Row | None) -> str:
+    """Write accuracy with its spread over seeds, where there are several."""
+    if row is None:
+        return ""
+    return f"{row['accuracy']:.1f}" + (f" ± {row['spread']:.1f}" if row["seeds"] > 1 else "")
+
+
+def resnet20() -> str:
+    """Compare predictors with the exact solver, and the best uniform grid that fits, at each budget."""
+    document = load("resnet20_rtn")
+    rows: list[Row] = document["rows"]
+    head = "| weights only, round to nearest | " + " | ".join(f"{b:g}" for b in BUDGETS) + " |"
+    lines = [head, "|-|" + "-|" * len(BUDGETS)]
+    uniform = [row for row in rows if row["method"].startswith("uniform")]
+    best = [
+        max((r for r in uniform if r["average_bits"] <= b), key=lambda r: r["accuracy"], default=None) for b in BUDGETS
+    ]
+    lines.append("| best uniform grid that fits | " + " | ".join(accuracy(row) for row in best) + " |")
+    names = [
+        ("condition_number + proportional, full-range, MSE", "condition number, proportional"),
+        ("hawq_v2 + milp, full-range, MSE", "HAWQ-V2 trace, exact"),
+        ("weight_error + milp, full-range, MSE", "weight error, exact"),
+        ("one_layer_kl + milp, full-range, MSE", "one-layer KL, exact"),
+        ("weight_error + milp, full-range, MSE, signed scale", "weight error, exact, signed scales"),
+        ("one_layer_kl + milp, full-range, MSE, signed scale", "**one-layer KL, exact, signed scales**"),
+    ]
+    table = {(row["method"], row["label"]): row for row in rows}
+    for method, shown in names:
+        cells = [accuracy(table.get((method, f"{budget:g} bits"))) for budget in BUDGETS]
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mnist() -> str:
+    """Compare guided and uniform on the 3-layer MLP."""
+    rows: list[Row] = load("mnist_mlp")["rows"]
+    widths = (8, 6, 4, 3, 2)
+    lines = [
+        "| MNIST, 3-layer MLP, 5 seeds | " + " | ".join(f"{b} bits" for b in widths) + " |",
+        "|-|" + "-|" * len(widths),
+    ]
+    names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != "float"))
+    table = {(row["method"], row["bits"]): row for row in rows}
+    for name in names:
+        cells = [f"{table[(name, b)]['accuracy']:.2f} ± {table[(name, b)]['spread']:.2f}" for b in widths]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    exact = table[("float", 32)]
+    lines.append(f"\nFloat: {exact['accuracy']:.2f} ± {exact['spread']:.2f} %.")
+    return "\n".join(lines)
+
+
+TABLES = {"resnet20": resnet20, "mnist": mnist}
+
+
+def filled(text: str) -> str:
+    """Return `text` with every marked block replaced by its table."""
+    for name, make in TABLES.items():
+        block = re.compile(rf"(<!-- table:{name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        if block.search(text):
+            text = block.sub(lambda found, make=make: found.group(1) + make() + found.group(2), text)
+    return text
+
+
+def main() -> None:
+    text = README.read_text()
+    wanted = filled(text)
+    if "--check" in sys.argv:
+        sys.exit(text != wanted)
+    README.write_text(wanted)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""`geoquant quantize` and `geoquant evaluate`: do what the plan says, and see what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geoquant import progress
+from geoquant.cli.app import app
+from geoquant.cli.inputs import (
+    AsJson,
+    BatchSize,
+    Data,
+    Fold,
+    Images,
+    Model,
+    NormalizeOption,
+    Seed,
+    Weights,
+    read_batches,
+    read_model,
+    say,
+    show,
+)
+from geoquant.cli.measure import (
+    GRIDS,
+    PREDICTOR,
+    AverageBits,
+    Bytes,
+    Exclude,
+    Fix,
+    Fuse,
+    Grids,
+    Lower,
+    Menu,
+    Objective,
+    Only,
+    Predictors,
+    Solver,
+    Upper,
+    measure,
+    plan_document,
+    solve_plan,
+)
+from geoquant.evaluation import Evaluation, evaluate
+from geoquant.export import WEIGHTS_FILE, load, save
+from geoquant.plan import Budget, Plan, plan_text
+from geoquant.quantize import quantize_
+
+
+@app.command("quantize")
+def quantize_command(
+    model: Model,
+    output: Annotated[Path, typer.Option(help="Folder for model.safetensors and plan.json.")],
+    data: Annotated[str | None, typer.Option(help="Calibration data, as for `profile`; not with --plan.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="A plan from `geoquant allocate`, instead of a budget.")] = None,
+    average_bits: AverageBits = None,
+    size: Bytes = None,
+    weights: Weights = None,
+    normalize: NormalizeOption = None,
+    rounding: Annotated[str, typer.Option(help="nearest or stochastic.")] = "nearest",
+    images: Images = 512,
+    batch_size: BatchSize = 128,
+    grids: Grids = GRIDS,
+    predictors: Predictors = PREDICTOR,
+    only: Only = None,
+    exclude: Exclude = None,
+    solver: Solver = "milp",
+    objective: Objective = "sum",
+    menu: Menu = None,
+    lower: Lower = None,
+    upper: Upper = None,
+    fix: Fix = None,
+    fuse: Fuse = None,
+    fold_batch_norm: Fold = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Quantize a model by a plan, or within a budget (then it is profiled first), and save it packed.
+
+    Example: `geoquant quantize geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    --data cifar10 --normalize imagenet --average-bits 3 --output out/`
+    """
+    net = read_model(model, weights, fold_batch_norm)
+    if plan is not None:
+        if average_bits is not None or size is not None:
+            raise typer.BadParameter("give --plan or a budget, not both")
+        chosen = Plan.load(plan)
+    else:
+        Budget(average_bits, size)  # a missing or senseless budget should say so before minutes of work
+        if data is None:
+            raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
+        batches = read_batches(data, "train", normalize, weights, batch_size, images, seed)
+        result = measure(net, batches, grids, predictors, only, exclude, seed)
+        chosen = solve_plan(result, average_bits, size, None, solver, objective, menu, lower, upper, fix, fuse)
+    quantize_(net, chosen, rounding=rounding, seed=seed)
+    path = save(net, chosen, output)
+    say(f"wrote {path}, {path.stat().st_size:,} bytes")
+    show(plan_text(chosen), plan_document(chosen, path), as_json)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    target: Annotated[
+        str, typer.Argument(metavar="PATH", help="A folder that `quantize` wrote, or a MODEL to evaluate in float.")
+    ],
+    data: Data,
+    model: Annotated[
+        str | None, typer.Option(help="The architecture (`package.module:callable`), when PATH is a folder.")
+    ] = None,
+    weights: Weights = None,
+    normalize: NormalizeOption = None,
+    split: Annotated[str, typer.Option(help="Which split to evaluate on.")] = "test",
+    images: Annotated[int | None, typer.Option(min=1, help="Evaluate on this many samples only.")] = None,
+    batch_size: BatchSize = 250,
+    as_json: AsJson = False,
+) -> None:
+    """Measure accuracy and cross-entropy; of a quantized folder, and of its float model beside it with --weights.
+
+    Examples: `geoquant evaluate geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    --data cifar10 --normalize imagenet`
+
+    `geoquant evaluate out/ --model geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    --data cifar10 --normalize imagenet`
+    """
+    folder = Path(target)
+    is_artifact = folder.is_dir() or folder.name.endswith(".safetensors")
+    if is_artifact and model is None:
+        raise typer.BadParameter(
+            f"{target} holds weights, not code: name its architecture with --model package.module:callable"
+        )
+    if is_artifact and weights is None and normalize is None and ":" not in data:
+        raise typer.BadParameter("say how images are normalized: --normalize dataset, imagenet or none")
+    batches = read_batches(data, split, normalize, weights, batch_size, images)
+    results: dict[str, Evaluation] = {}
+    net = read_model(model or target, weights)
+    with progress.shown():
+        if not is_artifact or weights is not None:
+            results["float"] = evaluate(net, batches)
+        if is_artifact:
+            results["quantized"] = evaluate(load(folder, net), batches)
+    document: dict[str, Any] = {name: _document(result) for name, result in results.items()}
+    if is_artifact:
+        file = folder / WEIGHTS_FILE if folder.is_dir() else folder
+        document["bytes"] = file.stat().st_size
+    show("\n".join(f"{name:>9}: {result}" for name, result in results.items()), document, as_json)
+
+
+def _document(result: Evaluation) -> dict[str, Any]:
+    return {
+        "accuracy": result.accuracy.value,
+        "accuracy_stderr": result.accuracy.stderr,
+        "cross_entropy": result.cross_entropy.value,
+        "cross_entropy_stderr": result.cross_entropy.stderr,
+        "predictions": result.predictions,
+    }

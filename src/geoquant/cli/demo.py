@@ -1,0 +1,118 @@
+"""`geoquant demo`: the whole path in under a minute, on data that comes with scikit-learn."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import Tensor, nn
+
+from geoquant import progress
+from geoquant.cli.app import app
+from geoquant.cli.inputs import AsJson, Seed, say, show
+from geoquant.data import digits
+from geoquant.export import load, save
+from geoquant.models import inference
+from geoquant.models.zoo import digits_cnn
+from geoquant.plan import Budget, Plan, align, allocate
+from geoquant.quantize import quantize_
+from geoquant.report import Point, comparison_plans, measure_point, sweep, write_report
+from geoquant.sensitivity import PREDICTORS, Profile, profile
+from geoquant.training import fit_classifier_
+
+WIDTHS = (2, 3, 4)
+EPOCHS = 12
+
+
+def train_digits(seed: int) -> nn.Module:
+    """Train the demo's convolutional net on the training half of the digits."""
+    torch.manual_seed(seed)
+    model = digits_cnn().to(memory_format=torch.channels_last)
+    inputs, labels = digits("train").tensors("dataset")
+    fit_classifier_(model, inputs, labels, epochs=EPOCHS, seed=seed, batch_size=64)
+    return model
+
+
+def plans_at_equal_bytes(measured: Profile) -> dict[tuple[str, str], Plan]:
+    """Pair each uniform width with the plan that geoquant makes of the same bytes."""
+    plans = {}
+    for bits in WIDTHS:
+        uniform = comparison_plans(measured, [], uniform=[f"int{bits}"])[("uniform", f"int{bits}")]
+        plans[("uniform", f"int{bits}")] = uniform
+        plans[("geoquant", f"{uniform.bytes:,} bytes")] = allocate(measured, Budget(bytes=uniform.bytes))
+    return plans
+
+
+def saved_and_reloaded(model: nn.Module, plan: Plan, folder: Path, batch: Tensor) -> int:
+    """Save, reload into a fresh net, and insist on the same logits and the predicted size; return the size."""
+    path = save(model, plan, folder)
+    fresh = load(path, digits_cnn().to(memory_format=torch.channels_last)).eval()
+    with inference(model), inference(fresh):
+        if not torch.equal(model(batch), fresh(batch)):
+            raise RuntimeError("the reloaded model differs from the saved one")
+    size = path.stat().st_size
+    if size != plan.bytes:
+        raise RuntimeError(f"the file takes {size} bytes where the plan says {plan.bytes}")
+    return size
+
+
+def table_text(points: tuple[Point, ...], float_point: Point) -> str:
+    """Show float, uniform and geoquant side by side."""
+    rows = [("method", "plan", "average bits", "bytes", "accuracy", "KL to float")]
+    for point in (float_point, *points):
+        accuracy = f"{100 * point.accuracy.value:.1f} % ± {100 * point.accuracy.stderr:.1f}"
+        size = (f"{point.average_bits:.2f}", f"{point.bytes:,}")
+        rows.append((point.method, point.label, *size, accuracy, f"{point.kl.value:.4f}"))
+    return align(rows, (False, False, True, True, True, True))
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option(help="Folder for artifacts and report.")] = Path("geoquant-demo"),
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train, profile, allocate, quantize, save, reload and report, on embedded data; needs no network."""
+    start = time.perf_counter()
+    with progress.shown():
+        say("training a small convolutional net on scikit-learn's digits")
+        model = train_digits(seed)
+        images = digits("train")
+        calibration = images.batches(128, limit=512, seed=seed, normalize="dataset")
+        test = digits("test").batches(256, normalize="dataset")
+        say("profiling every layer at every width, by every predictor")
+        names = ["one_layer_kl", *(name for name in PREDICTORS if name != "one_layer_kl")]
+        measured = profile(model, calibration, predictors=names, seed=seed)
+        say("allocating, quantizing and evaluating")
+        pairs = plans_at_equal_bytes(measured)
+        points = sweep(model, pairs, test)
+        everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 3.5, 4, 5, 6)), test)
+        float_point = measure_point(model, None, test, "float", "float32")
+        chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
+        measured.save(output)
+        size = _quantize_and_save(model, chosen[1], output, test[0][0])
+        page = write_report(
+            output / "report.html",
+            "geoquant demo: digits",
+            profile=measured,
+            plans=chosen,
+            points=everything,
+            float_point=float_point,
+        )
+    document: dict[str, Any] = {"report": str(page), "seconds": time.perf_counter() - start, "bytes": size}
+    document["points"] = [
+        {"method": p.method, "label": p.label, "bytes": p.bytes, "accuracy": p.accuracy.value} for p in points
+    ]
+    text = (
+        f"{table_text(points, float_point)}\n\nsaved and reloaded {output / 'w3'}: {size:,} bytes as predicted, logits "
+        f"bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
+    )
+    show(text, document, as_json)
+
+
+def _quantize_and_save(model: nn.Module, plan: Plan, output: Path, batch: Tensor) -> int:
+    quantize_(model, plan)
+    return saved_and_reloaded(model, plan, output / "w3", batch)

@@ -1,0 +1,211 @@
+"""`geoquant profile` and `geoquant allocate`: the evidence, and the plan from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from geoquant import progress
+from geoquant.cli.app import app
+from geoquant.cli.inputs import (
+    AsJson,
+    BatchSize,
+    Data,
+    Fold,
+    Images,
+    Model,
+    NormalizeOption,
+    Seed,
+    Weights,
+    pairs,
+    read_batches,
+    read_model,
+    say,
+    show,
+)
+from geoquant.models import inference, predict
+from geoquant.plan import Budget, Plan, align, allocate, plan_text, summary
+from geoquant.sensitivity import DEFAULT_GRIDS, DEFAULT_PREDICTORS, PREDICTORS, Profile, make_subject, profile
+
+GRIDS = ",".join(DEFAULT_GRIDS)
+PREDICTOR, ALL_PREDICTORS = DEFAULT_PREDICTORS[0], ",".join(DEFAULT_PREDICTORS)
+
+Grids = Annotated[str, typer.Option(help="Comma-separated grids to measure, such as int2,int4,int4:affine:group64.")]
+Predictors = Annotated[str, typer.Option("--predictors", help="Comma-separated predictors; the first is the default.")]
+Only = Annotated[list[str] | None, typer.Option(help="Measure only these layers (name or `re:` pattern; repeatable).")]
+Exclude = Annotated[list[str] | None, typer.Option(help="Leave these layers in float (name or `re:`; repeatable).")]
+AverageBits = Annotated[float | None, typer.Option(help="Budget: stored bits per weight, scales included.")]
+Bytes = Annotated[int | None, typer.Option("--bytes", help="Budget: size of the artifact on disk.")]
+Solver = Annotated[str, typer.Option(help="milp (exact), greedy, proportional, gradient, uniform.")]
+Objective = Annotated[str, typer.Option(help="sum of the damages, or worst layer.")]
+Menu = Annotated[str | None, typer.Option(help="Only these widths or grids, such as 4,8.")]
+Lower = Annotated[list[str] | None, typer.Option(help="Least width, as NAME=BITS (`re:.*=3` for all; repeatable).")]
+Upper = Annotated[list[str] | None, typer.Option(help="Largest width, as NAME=BITS (repeatable).")]
+Fix = Annotated[list[str] | None, typer.Option(help="NAME=GRID or NAME=BITS; fp32 leaves a layer alone (repeatable).")]
+Fuse = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers that share a grid: names joined by commas, or a `re:` pattern (repeatable)."),
+]
+
+
+def split(text: str) -> tuple[str, ...]:
+    """Split a comma-separated option."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def measure(
+    model: nn.Module,
+    batches: Sequence[Any],
+    grids: str,
+    predictors: str,
+    only: list[str] | None,
+    exclude: list[str] | None,
+    seed: int,
+) -> Profile:
+    """Say what profiling will cost, then do it with a bar."""
+    names = split(predictors)
+    subject = make_subject(model, batches, grids=split(grids), only=only, exclude=exclude, seed=seed)
+    cost = sum(PREDICTORS[name].estimated_cost(subject) for name in names)
+    with inference(model):
+        start = time.perf_counter()
+        predict(model, batches[0])
+    seconds = cost * (time.perf_counter() - start) * len(batches)
+    say(
+        f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {', '.join(names)}: about "
+        f"{cost:.0f} forwards over the calibration set, some {max(seconds, 1):.0f} s here"
+    )
+    with progress.shown():
+        return profile(model, batches, grids=split(grids), predictors=names, only=only, exclude=exclude, seed=seed)
+
+
+def profile_text(result: Profile) -> str:
+    """Show the default predictor's damages as a table, and what everything cost."""
+    table = result.table()
+    rows = [("layer", "weights", *table.grids)]
+    for site in result.inventory.sites:
+        if site.name in table.sites:
+            rows.append((site.name, f"{site.weights:,}", *(f"{damage:.1e}" for damage in table.row(site.name))))
+    unit = table.unit or "score, ranks only"
+    costs = "; ".join(
+        f"{each.predictor} {each.cost:.1f} forward-equivalents, {seconds:.1f} s"
+        for each, seconds in zip(result.tables, result.seconds, strict=True)
+    )
+    return f"{align(rows, (False, *[True] * (len(rows[0]) - 1)))}\n\n{table.predictor} in {unit}\n{costs}"
+
+
+@app.command("profile")
+def profile_command(
+    model: Model,
+    data: Data,
+    output: Annotated[Path, typer.Option(help="Folder for profile.json.")],
+    weights: Weights = None,
+    normalize: NormalizeOption = None,
+    images: Images = 512,
+    batch_size: BatchSize = 128,
+    grids: Grids = GRIDS,
+    predictors: Predictors = ALL_PREDICTORS,
+    only: Only = None,
+    exclude: Exclude = None,
+    fold_batch_norm: Fold = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what each (layer, grid) choice costs.
+
+    Example: `geoquant profile geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    --data cifar10 --normalize imagenet --output prof/`
+    """
+    net = read_model(model, weights, fold_batch_norm)
+    batches = read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    result = measure(net, batches, grids, predictors, only, exclude, seed)
+    path = result.save(output)
+    say(f"wrote {path}")
+    document = {"path": str(path), "cost": result.cost, "tables": {t.predictor: t.damage for t in result.tables}}
+    show(profile_text(result), document, as_json)
+
+
+def plan_document(plan: Plan, path: Path | None = None) -> dict[str, Any]:
+    """Return what `--json` prints of a plan."""
+    document: dict[str, Any] = {
+        "average_bits": plan.average_bits,
+        "bytes": plan.bytes,
+        "layers": dict(zip(plan.inventory.names, plan.names, strict=True)),
+    }
+    if plan.evidence is not None:
+        document["optimality"] = vars(plan.evidence.optimality)
+    if path is not None:
+        document["path"] = str(path)
+    return document
+
+
+def solve_plan(
+    result: Profile,
+    average_bits: float | None,
+    size: int | None,
+    predictor: str | None,
+    solver: str,
+    objective: str,
+    menu: str | None,
+    lower: list[str] | None,
+    upper: list[str] | None,
+    fix: list[str] | None,
+    fuse: list[str] | None,
+) -> Plan:
+    """Call `allocate` with what the command line said."""
+    return allocate(
+        result,
+        Budget(average_bits, size),
+        predictor=predictor,
+        solver=solver,
+        objective=objective,
+        menu=None if menu is None else split(menu),
+        lower=_widths(lower),
+        upper=_widths(upper),
+        fixed=pairs(fix or [], "fixed grid"),
+        fused=[group if group.startswith("re:") else split(group) for group in fuse or []],
+    )
+
+
+def _widths(items: list[str] | None) -> dict[str, float] | None:
+    if not items:
+        return None
+    try:
+        return {name: float(width) for name, width in pairs(items, "width limit").items()}
+    except ValueError as error:
+        raise typer.BadParameter(f"a width limit needs a number: {error}") from error
+
+
+@app.command("allocate")
+def allocate_command(
+    prof: Annotated[Path, typer.Argument(metavar="PROFILE", help="What `geoquant profile` wrote.")],
+    output: Annotated[Path, typer.Option(help="File for the plan, such as plan.json.")],
+    average_bits: AverageBits = None,
+    size: Bytes = None,
+    predictor: Annotated[str | None, typer.Option(help="Which of the profile's predictors to trust.")] = None,
+    solver: Solver = "milp",
+    objective: Objective = "sum",
+    menu: Menu = None,
+    lower: Lower = None,
+    upper: Upper = None,
+    fix: Fix = None,
+    fuse: Fuse = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Choose a grid for every layer within a budget; needs no model and no data.
+
+    Example: `geoquant allocate prof/ --average-bits 3 --fix conv1=8 --output plan.json`
+    """
+    plan = solve_plan(
+        Profile.load(prof), average_bits, size, predictor, solver, objective, menu, lower, upper, fix, fuse
+    )
+    path = plan.save(output)
+    say(f"wrote {path}")
+    show(plan_text(plan), plan_document(plan, path), as_json)
+
+
+__all__ = ["measure", "plan_document", "solve_plan", "summary"]

@@ -1,0 +1,93 @@
+"""`geoquant report` and `geoquant plan diff`: see what was measured and decided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from geoquant import progress
+from geoquant.cli.app import app, plan_app
+from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, read_model, say, show
+from geoquant.cli.measure import split
+from geoquant.errors import FileFormatError
+from geoquant.plan import Plan, diff_rows, diff_text, plan_text
+from geoquant.report import comparison_plans, measure_point, sweep, write_report
+from geoquant.sensitivity import Profile
+
+DEFAULT_BUDGETS = "2.5,3,3.5,4,5,6"
+
+
+def read_evidence(path: Path) -> tuple[Profile, tuple[Plan, ...]]:
+    """Read a profile, or a plan together with the profile that its evidence makes."""
+    if path.name == "profile.json" or (path / "profile.json").exists():
+        return Profile.load(path), ()
+    plan = Plan.load(path)
+    if plan.evidence is None:
+        raise FileFormatError(f"{path} is a plan without evidence; make a report of the profile instead")
+    table = plan.evidence.table
+    profile = Profile(plan.inventory, table.grids, (table,), plan.evidence.data, plan.evidence.seed, (0.0,))
+    return profile, (plan,)
+
+
+@app.command("report")
+def report_command(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder from `profile` or `quantize`, or a plan.")],
+    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    model: Annotated[str | None, typer.Option(help="The model, to measure accuracy against bytes as well.")] = None,
+    weights: Weights = None,
+    data: Annotated[str | None, typer.Option(help="Evaluation data (test split), with --model.")] = None,
+    normalize: NormalizeOption = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Evaluate on this many samples only.")] = None,
+    budgets: Annotated[str, typer.Option(help="Average bits to compare at, with --model.")] = DEFAULT_BUDGETS,
+    plan: Annotated[list[Path] | None, typer.Option(help="More plans to show (repeatable).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one self-contained HTML page about a profile or a plan.
+
+    Example: `geoquant report prof/ --model geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    --data cifar10 --normalize imagenet --images 2000 --output report.html`
+    """
+    profile, plans = read_evidence(path)
+    plans += tuple(Plan.load(each) for each in plan or [])
+    points, float_point = (), None
+    if (model is None) != (data is None):
+        raise typer.BadParameter("accuracy against bytes needs both --model and --data")
+    if model is not None and data is not None:
+        net = read_model(model, weights)
+        batches = read_batches(data, "test", normalize, weights, 250, images)
+        chosen = comparison_plans(profile, [float(budget) for budget in split(budgets)])
+        with progress.shown():
+            points = sweep(net, chosen, batches)
+            float_point = measure_point(net, None, batches, "float", "float32")
+    target = write_report(
+        output, f"geoquant: {path.resolve().name}", profile=profile, plans=plans, points=points, float_point=float_point
+    )
+    say(f"wrote {target}")
+    show(str(target), {"path": str(target)}, as_json)
+
+
+@plan_app.command("show")
+def plan_show(path: Annotated[Path, typer.Argument(metavar="PLAN")]) -> None:
+    """Print a plan as a table, with a reason for every layer."""
+    plan = Plan.load(path)
+    print(plan_text(plan))
+    if plan.evidence is not None:
+        print("\nreasons")
+        for name, reason in zip(plan.inventory.names, plan.evidence.reasons, strict=True):
+            print(f"  {name}: {reason}")
+
+
+@plan_app.command("diff")
+def plan_diff(
+    first: Annotated[Path, typer.Argument(metavar="A")],
+    second: Annotated[Path, typer.Argument(metavar="B")],
+    as_json: AsJson = False,
+) -> None:
+    """Show which layers two plans treat differently.
+
+    Example: `geoquant plan diff w3.json w4.json`
+    """
+    one, two = Plan.load(first), Plan.load(second)
+    show(diff_text(one, two), {"layers": diff_rows(one, two)}, as_json)

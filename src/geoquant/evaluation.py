@@ -1,0 +1,177 @@
+"""How good is a model on data: accuracy, cross-entropy, and divergence from another model?
+
+All figures are means over predictions (an image, a token), with the standard error of the mean taken
+over samples (the first axis of a batch), since predictions inside one sample are correlated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from geoquant.errors import DataError, ModelError
+from geoquant.models import inference, predict, prediction_mask, targets_of
+from geoquant.progress import task
+
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its standard error over `samples` independent samples."""
+
+    value: float
+    stderr: float
+    samples: int
+
+
+class WeightedMean:
+    """Accumulate per-sample values with weights; numerically plain, in float64.
+
+    >>> mean = WeightedMean()
+    >>> mean.add(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    >>> mean.result()
+    Mean(value=2.0, stderr=1.0, samples=2)
+    """
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self._sums = torch.zeros(5, dtype=torch.float64)  # Σw, Σwv, Σw², Σw²v, Σw²v²
+
+    def add(self, values: Tensor, weights: Tensor) -> None:
+        """Add samples: `values` and `weights` are (n,)."""
+        v, w = values.double().cpu(), weights.double().cpu()
+        self.samples += len(v)
+        self._sums += torch.stack([w.sum(), (w * v).sum(), (w * w).sum(), (w * w * v).sum(), (w * w * v * v).sum()])
+
+    def result(self) -> Mean:
+        """Return the ratio Σwv/Σw and the linearised standard error of that ratio."""
+        total, weighted, squares, cross, energy = self._sums.tolist()
+        if total == 0:
+            raise DataError("no prediction to average: every position is masked")
+        value = weighted / total
+        if self.samples < 2:
+            return Mean(value, 0.0, self.samples)
+        residual = max(energy - 2 * value * cross + value * value * squares, 0.0)
+        return Mean(value, math.sqrt(residual * self.samples / (self.samples - 1)) / total, self.samples)
+
+
+def kl_per_sample(reference: Tensor, logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return KL(reference ‖ logits) in nats, averaged inside each sample, and the predictions per sample.
+
+    Args:
+        reference: logits of the float model, (samples, ..., classes).
+        logits: logits of the changed model, same shape.
+        mask: which predictions count, (samples, ...); all when None.
+
+    >>> same = torch.zeros(2, 3)
+    >>> kl_per_sample(same, same)[0].tolist()
+    [0.0, 0.0]
+    """
+    if reference.shape != logits.shape:
+        raise ModelError(f"logits changed their shape from {tuple(reference.shape)} to {tuple(logits.shape)}")
+    log_p = F.log_softmax(reference.float(), -1)
+    log_q = F.log_softmax(logits.float(), -1)
+    each = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return _mean_per_sample(each, mask)
+
+
+def _mean_per_sample(each: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Average `each` (samples, ...) inside samples; return (mean, count), both (samples,)."""
+    keep = torch.ones_like(each) if mask is None else mask.to(each)
+    axes = tuple(range(1, each.dim()))
+    count = keep.sum(axes) if axes else keep
+    total = (each * keep).sum(axes) if axes else each * keep
+    return total / count.clamp(min=1), count
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (share of predictions that hit) and cross-entropy (nats per prediction) on labelled data.
+
+    `kl` is the divergence from reference logits in nats per prediction, where those were given.
+    """
+
+    accuracy: Mean
+    cross_entropy: Mean
+    predictions: int
+    kl: Mean | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"accuracy {100 * self.accuracy.value:.2f} % ± {100 * self.accuracy.stderr:.2f}, "
+            f"cross-entropy {self.cross_entropy.value:.4f} ± {self.cross_entropy.stderr:.4f} nats "
+            f"({self.predictions} predictions)"
+        )
+
+
+def logits(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> list[Tensor]:
+    """Return the logits of every batch, to compare other models with."""
+    with inference(model):
+        return [predict(model, batch, forward) for batch in batches]
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    reference: Sequence[Tensor] | None = None,
+) -> Evaluation:
+    """Measure accuracy and cross-entropy of `model` on labelled `batches`; labels of −100 do not count.
+
+    Args:
+        model: evaluated in eval mode, left as it was.
+        batches: labelled batches.
+        forward: how to call the model.
+        reference: logits of another model on the same batches (see `logits`), to measure the divergence from.
+
+    Raises:
+        DataError: when there is no batch, or a batch has no targets.
+    """
+    hits, losses, kl, predictions = WeightedMean(), WeightedMean(), WeightedMean(), 0
+    batches = list(batches)
+    if not batches:
+        raise DataError("there is no batch to evaluate on; expected at least one (inputs, targets) pair")
+    with inference(model), task("evaluating", len(batches)) as advance:
+        for index, batch in enumerate(batches):
+            targets = targets_of(batch)
+            if targets is None:
+                raise DataError("cannot evaluate without targets: expected (inputs, targets) pairs or 'labels'")
+            found = predict(model, batch, forward).float()
+            mask = _scored(batch, found, targets)
+            loss = F.cross_entropy(found.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
+            hit = (found.argmax(-1) == targets).float()
+            if reference is not None:
+                kl.add(*kl_per_sample(reference[index], found, prediction_mask(batch, found)))
+            hits.add(*_mean_per_sample(hit, mask))
+            losses.add(*_mean_per_sample(loss.view(targets.shape), mask))
+            predictions += int(mask.sum())
+            advance()
+    return Evaluation(hits.result(), losses.result(), predictions, None if reference is None else kl.result())
+
+
+def _scored(batch: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    if logits.shape[:-1] != targets.shape:
+        raise DataError(
+            f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}; "
+            "expected one integer class per prediction"
+        )
+    mask = prediction_mask(batch, logits)
+    scored = targets != -100
+    return scored if mask is None else scored & mask
+
+
+def divergence(reference: nn.Module, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> Mean:
+    """Measure the mean KL divergence of `model` from `reference` in nats per prediction; needs no labels."""
+    mean = WeightedMean()
+    with inference(reference), inference(model):
+        for batch in batches:
+            wanted = predict(reference, batch, forward)
+            mean.add(*kl_per_sample(wanted, predict(model, batch, forward), prediction_mask(batch, wanted)))
+    return mean.result()

@@ -1,0 +1,216 @@
+"""Which grid does each layer get, and why? The one object that everything downstream shares.
+
+A plan names a grid per site. When it was solved for (and not written down by hand) it carries its
+evidence: the damage table it was solved from, the request, and how far from optimal it can be at most.
+That is enough to answer another budget without measuring again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from geoquant import storage
+from geoquant.errors import FileFormatError, LayerNameError, suggest
+from geoquant.grids import Grid, Storage
+from geoquant.models import Inventory, select, take_inventory
+from geoquant.plan.budget import Budget
+from geoquant.plan.layout import artifact_bytes
+from geoquant.sensitivity import DamageTable
+
+PLAN_VERSION = 1
+
+Objective = str | Callable[[NDArray[np.float64]], float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of the solver.
+
+    Attributes:
+        budget: upper limits.
+        solver: a registered allocation solver.
+        objective: "sum", "worst", or "custom" for a function of the caller's.
+        menu: the only grids or widths allowed, or None for every measured grid.
+        lower: least width, per name or pattern (``"re:.*"`` for all).
+        upper: largest width, likewise.
+        fixed: grid or width that a site must take, per name or pattern.
+        fused: names or patterns of sites that must share a grid.
+    """
+
+    budget: Budget
+    solver: str = "milp"
+    objective: str = "sum"
+    menu: tuple[str | int, ...] | None = None
+    lower: tuple[tuple[str, float], ...] = ()
+    upper: tuple[tuple[str, float], ...] = ()
+    fixed: tuple[tuple[str, str | int], ...] = ()
+    fused: tuple[str | tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Optimality:
+    """How good the plan is at its own objective.
+
+    Attributes:
+        objective: value reached, in the table's unit.
+        lower_bound: no plan within the budget has a smaller objective (proven, for this table).
+        gap: (objective − lower_bound) / |objective|; 0 when optimal.
+    """
+
+    objective: float
+    lower_bound: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where a solved plan comes from: table, request, optimality, a reason per site."""
+
+    table: DamageTable
+    request: Request
+    optimality: Optimality
+    reasons: tuple[str, ...]
+    data: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid for every quantizable site of one model.
+
+    >>> plan = uniform_plan(nn.Sequential(nn.Linear(8, 4, bias=False)), "int4:tensor")
+    >>> plan.average_bits   # 32 weights at 4 bits and one fp16 scale: (128 + 16) / 32
+    4.5
+    >>> plan.bits
+    {'0': 4.5}
+    """
+
+    inventory: Inventory
+    names: tuple[str, ...]
+    evidence: Evidence | None = None
+
+    @cached_property
+    def grids(self) -> tuple[Grid, ...]:
+        """The grid of each site, in the order of `inventory.sites`."""
+        return tuple(Grid.parse(name) for name in self.names)
+
+    @cached_property
+    def storage(self) -> tuple[Storage, ...]:
+        """What each site takes on disk, header entries apart."""
+        return tuple(
+            grid.storage(site.matrix_shape) for site, grid in zip(self.inventory.sites, self.grids, strict=True)
+        )
+
+    @cached_property
+    def bytes(self) -> int:
+        """Exact size of the artifact on disk, header and unquantized tensors included."""
+        return artifact_bytes(self.inventory, self.grids)
+
+    @property
+    def average_bits(self) -> float:
+        """Stored bits of all sites over the number of their weights."""
+        return sum(cost.total_bits for cost in self.storage) / self.inventory.weights
+
+    @property
+    def bits(self) -> dict[str, float]:
+        """Stored bits per weight of each site."""
+        pairs = zip(self.inventory.sites, self.storage, strict=True)
+        return {site.name: cost.total_bits / site.weights for site, cost in pairs}
+
+    def grid(self, name: str) -> Grid:
+        """Return the grid of the site called `name`."""
+        if name not in self.inventory.names:
+            raise LayerNameError(f"the plan has no layer '{name}'{suggest(name, self.inventory.names)}")
+        return self.grids[self.inventory.names.index(name)]
+
+    @property
+    def damages(self) -> tuple[float | None, ...]:
+        """Predicted damage of each site at its grid; None where nothing was measured."""
+        if self.evidence is None:
+            return (None,) * len(self.names)
+        table = self.evidence.table
+        return tuple(
+            table.row(site)[table.grids.index(grid)] if site in table.sites and grid in table.grids else None
+            for site, grid in zip(self.inventory.names, self.names, strict=True)
+        )
+
+    def resolve(
+        self,
+        *,
+        average_bits: float | None = None,
+        bytes: int | None = None,
+        objective: Objective | None = None,
+        **changes: Any,
+    ) -> Plan:
+        """Answer another budget from this plan's own evidence, without measuring again.
+
+        Args:
+            average_bits: new limit on stored bits per weight (see `Budget`).
+            bytes: new limit on the size of the artifact.
+            objective: needed again when the plan was solved for a function of the caller's.
+            changes: other parts of the request to replace: ``solver``, ``menu``, ``lower``, ``upper``,
+                ``fixed``, ``fused`` (see `allocate`).
+
+        Raises:
+            PlanError: the plan was written by hand and holds no evidence.
+        """
+        from geoquant.plan.solving import resolve
+
+        return resolve(self, Budget(average_bits, bytes), objective, **changes)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the plan as one JSON file, atomically (``plan.json`` inside when `path` is a folder)."""
+        target = Path(path)
+        target = target if target.suffix == ".json" else target / "plan.json"
+        storage.write_document(target, "plan", PLAN_VERSION, self.to_json())
+        return target
+
+    def to_json(self) -> storage.Json:
+        """Return the plan as plain JSON values."""
+        document: storage.Json = _ADAPTER.dump_python(self, mode="json")
+        return document
+
+    @staticmethod
+    def load(path: Path | str) -> Plan:
+        """Read a plan from its file or folder; `FileFormatError` when it is truncated or was edited."""
+        path = Path(path)
+        path = path / "plan.json" if path.is_dir() else path
+        _, content = storage.read_document(path, "plan", PLAN_VERSION)
+        try:
+            plan = _ADAPTER.validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FileFormatError(f"{path} does not hold a valid plan: {place}: {first['msg']}") from error
+        if len(plan.grids) != len(plan.inventory.sites):
+            raise FileFormatError(f"{path} names {len(plan.names)} grids for {len(plan.inventory.sites)} layers")
+        return plan
+
+    def __str__(self) -> str:
+        from geoquant.plan.text import plan_text
+
+        return plan_text(self)
+
+
+_ADAPTER = TypeAdapter(Plan)
+
+
+def uniform_plan(
+    model: nn.Module | Inventory, grid: str | Grid, exceptions: Mapping[str, str | Grid] | None = None
+) -> Plan:
+    """Give every site the same grid, apart from `exceptions` (name or pattern → grid; later ones win)."""
+    inventory = model if isinstance(model, Inventory) else take_inventory(model)
+    chosen = dict.fromkeys(inventory.names, str(Grid.parse(str(grid))))
+    for pattern, other in (exceptions or {}).items():
+        for name in select(inventory.names, [pattern]):
+            chosen[name] = str(Grid.parse(str(other)))
+    return Plan(inventory, tuple(chosen.values()))

@@ -1,0 +1,283 @@
+"""Turn evidence and a budget into a plan that provably keeps the budget.
+
+The damages of a table and the exact storage of every choice make a multiple-choice knapsack; the solver
+gives a selection, its value and a proven lower bound. Average bits are linear in the choices. The size of
+the file is not quite (the header's offsets grow by digits), so a byte budget is first relaxed (proving
+the bound), then tightened by what the header really takes until the file fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoquant.allocation import SOLVERS, Cost, Problem, Solution
+from geoquant.errors import BudgetError, PlanError, suggest
+from geoquant.grids import Grid
+from geoquant.models import Inventory, fused_groups, select
+from geoquant.plan.budget import Budget
+from geoquant.plan.layout import artifact_bytes, least_bytes
+from geoquant.plan.plan import Evidence, Objective, Optimality, Plan, Request
+from geoquant.plan.reasons import reasons
+from geoquant.sensitivity import DamageTable, Profile
+
+FLOAT = "fp32"
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The allocation problem of one model: sites × grids.
+
+    Attributes:
+        grids: the columns.
+        damage: (sites, grids), inf where a choice is not allowed.
+        bits: stored bits of each choice, header entries apart.
+        groups: rows that must choose alike.
+    """
+
+    grids: tuple[Grid, ...]
+    damage: NDArray[np.float64]
+    bits: NDArray[np.int64]
+    groups: tuple[tuple[int, ...], ...]
+
+
+def allocate(
+    profile: Profile,
+    budget: Budget,
+    *,
+    predictor: str | None = None,
+    objective: Objective = "sum",
+    solver: str = "milp",
+    menu: Sequence[str | int] | None = None,
+    lower: float | Mapping[str, float] | None = None,
+    upper: float | Mapping[str, float] | None = None,
+    fixed: Mapping[str, str | int] | None = None,
+    fused: Sequence[str | Sequence[str]] = (),
+) -> Plan:
+    r"""Choose a grid for every site so that the predicted damage is least and the budget is kept.
+
+    Args:
+        profile: the evidence.
+        budget: limits, inclusive of everything stored.
+        predictor: which of the profile's tables to use; its first one when None.
+        objective: "sum" of damages, "worst" layer, or a function of the vector of damages (one per site,
+            in the profile's order) that never falls when a damage rises.
+        solver: "milp" (exact), "greedy", "proportional", "gradient", "uniform", or a registered one.
+        menu: allow only these widths or grids, such as ``{4, 8, 16}``; they must have been measured.
+        lower: least width of every layer, or of layers by name or ``re:`` pattern.
+        upper: largest width, likewise.
+        fixed: grid or width per name or pattern; ``"fp32"`` leaves a layer in float.
+        fused: groups that share a grid: a list of names, or a pattern whose captured text names the group,
+            such as ``r"re:(.*)\.(?:q|k|v)_proj"``.
+
+    Raises:
+        BudgetError: no plan fits; says what the smallest possible one takes.
+        PlanError: the constraints ask for what was not measured.
+        LayerNameError: a name or pattern matches nothing.
+    """
+    request = Request(
+        budget,
+        solver,
+        objective if isinstance(objective, str) else "custom",
+        None if menu is None else tuple(sorted(menu, key=str)),
+        _limits(lower),
+        _limits(upper),
+        tuple((fixed or {}).items()),
+        tuple(group if isinstance(group, str) else tuple(group) for group in fused),
+    )
+    table = profile.table(predictor)
+    return solve(profile.inventory, table, request, objective, profile.data, profile.seed)
+
+
+def resolve(plan: Plan, budget: Budget, objective: Objective | None = None, **changes: Any) -> Plan:
+    """Answer another budget from the evidence in `plan`, without measuring again.
+
+    `changes` replaces other parts of the request: ``solver``, ``menu``, ``lower``, ``upper``, ``fixed``, ``fused``.
+    """
+    if plan.evidence is None:
+        raise PlanError("this plan was written by hand and holds no damage table; profile the model and allocate")
+    old = plan.evidence.request
+    if objective is None and old.objective == "custom":
+        raise PlanError("this plan was solved for a custom objective, which no file can hold; pass objective= again")
+    wanted = old.objective if objective is None else objective
+    for side in ("lower", "upper"):
+        if side in changes:
+            changes[side] = _limits(changes[side])
+    if "fixed" in changes:
+        changes["fixed"] = tuple(dict(changes["fixed"]).items())
+    request = replace(old, budget=budget, objective=wanted if isinstance(wanted, str) else "custom", **changes)
+    return solve(plan.inventory, plan.evidence.table, request, wanted, plan.evidence.data, plan.evidence.seed)
+
+
+def solve(
+    inventory: Inventory, table: DamageTable, request: Request, objective: Objective, data: str = "", seed: int = 0
+) -> Plan:
+    """Solve one request on one damage table."""
+    choices = make_choices(inventory, table, request)
+    selection, optimality = _solve_within(inventory, choices, request, objective)
+    names = tuple(str(choices.grids[column]) for column in selection)
+    why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
+    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed))
+
+
+def make_choices(inventory: Inventory, table: DamageTable, request: Request) -> Choices:
+    """Lay out the damage and storage of every choice that the request allows."""
+    columns = list(table.grids)
+    if FLOAT not in columns:
+        columns.append(FLOAT)
+    grids = tuple(Grid.parse(name) for name in columns)
+    damage = np.full((len(inventory.sites), len(columns)), np.inf)
+    for row, site in enumerate(inventory.sites):
+        if site.name in table.sites:
+            damage[row, : len(table.grids)] = table.row(site.name)
+        else:
+            damage[row, columns.index(FLOAT)] = 0.0  # not measured: stays in float
+    _apply_constraints(inventory, damage, grids, request)
+    bits = np.array([[grid.storage(site.matrix_shape).total_bits for grid in grids] for site in inventory.sites])
+    index = {name: row for row, name in enumerate(inventory.names)}
+    groups = tuple(
+        tuple(index[name] for name in group)
+        for group in fused_groups(inventory.names, list(request.fused))
+        if len(group) > 1
+    )
+    return Choices(grids, damage, bits.astype(np.int64), groups)
+
+
+def _apply_constraints(
+    inventory: Inventory, damage: NDArray[np.float64], grids: tuple[Grid, ...], request: Request
+) -> None:
+    """Set to inf what menu, widths and fixed grids forbid; fixed layers are exempt from the rest."""
+    widths = np.array([grid.bits for grid in grids])
+    measured = [str(grid) for grid in grids]
+    free = np.ones(len(inventory.sites), bool)
+    index = {name: row for row, name in enumerate(inventory.names)}
+    for pattern, token in request.fixed:
+        allowed = _matching(token, grids)
+        if not allowed.any():
+            raise PlanError(f"{token!r} for '{pattern}' was not measured{suggest(str(token), measured)}; profile it")
+        for name in select(inventory.names, [pattern]):
+            row = index[name]
+            if str(token) == FLOAT:
+                damage[row, measured.index(FLOAT)] = 0.0
+            damage[row, ~allowed] = np.inf
+            free[row] = False
+    if request.menu is not None:
+        keep = np.logical_or.reduce([_matching(token, grids) for token in request.menu])
+        _require(damage, free, keep, f"the menu {list(request.menu)}", measured, inventory)
+    for limits, side in ((request.lower, np.less), (request.upper, np.greater)):
+        for pattern, width in limits:
+            rows = np.zeros(len(free), bool)
+            rows[[index[name] for name in select(inventory.names, [pattern])]] = True
+            _require(damage, free & rows, ~side(widths, width), f"the width limit {width:g}", measured, inventory)
+
+
+def _require(
+    damage: NDArray[np.float64],
+    rows: NDArray[np.bool_],
+    keep: NDArray[np.bool_],
+    what: str,
+    measured: list[str],
+    inventory: Inventory,
+) -> None:
+    """Forbid all but `keep` at `rows`; a measured row that loses its last choice is an error."""
+    rows = rows & np.isfinite(damage[:, : len(measured) - 1]).any(1)
+    damage[np.ix_(rows, ~keep)] = np.inf
+    stuck = rows & ~np.isfinite(damage).any(1)
+    if stuck.any():
+        name = inventory.names[int(np.argmax(stuck))]
+        raise PlanError(f"{what} leaves '{name}' no measured grid (measured: {', '.join(measured)})")
+
+
+def _matching(token: str | int, grids: tuple[Grid, ...]) -> NDArray[np.bool_]:
+    """Say which grids a menu entry means: a width means every integer grid of that width."""
+    text = str(token)
+    if text.isdigit():
+        return np.array([grid.bits == int(text) and str(grid) != FLOAT for grid in grids])
+    wanted = str(Grid.parse(text))
+    return np.array([str(grid) == wanted for grid in grids])
+
+
+def _limits(value: float | Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
+    if value is None:
+        return ()
+    return (("re:.*", float(value)),) if isinstance(value, int | float) else tuple(value.items())
+
+
+def _solve_within(
+    inventory: Inventory, choices: Choices, request: Request, objective: Objective
+) -> tuple[tuple[int, ...], Optimality]:
+    """Solve; with a byte budget, reserve for the header until the file fits."""
+    if request.budget.bytes is None:
+        solution = _solve(inventory, choices, request, objective, None)
+        return _checked(solution, solution.lower_bound)
+    least = np.array([[least_bytes(site, grid) for grid in choices.grids] for site in inventory.sites], np.int64)
+    cheapest = _select(choices, least)
+    smallest = artifact_bytes(inventory, [choices.grids[column] for column in cheapest])
+    if smallest > request.budget.bytes:
+        raise BudgetError(
+            f"a budget of {request.budget.bytes:,} bytes is below the smallest possible plan, which takes "
+            f"{smallest:,} bytes; raise the budget or allow narrower grids"
+        )
+    rows = np.arange(len(cheapest))
+    # Below every plan's real overhead: each site brought its own least header, offsets of one digit.
+    offsets = 40 * (len(inventory.others) + 2 * len(rows)) + 8
+    relaxed = smallest - int(least[rows, list(cheapest)].sum()) - offsets
+    bound = _solve(inventory, choices, request, objective, (least, request.budget.bytes - max(relaxed, 0))).lower_bound
+    reserve = smallest - int(least[rows, list(cheapest)].sum())
+    while True:
+        limit = max(request.budget.bytes - reserve, int(least[rows, list(cheapest)].sum()))
+        solution = _solve(inventory, choices, request, objective, (least, limit))
+        size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection])
+        if size <= request.budget.bytes:
+            return _checked(solution, bound)
+        reserve += size - request.budget.bytes
+
+
+def _solve(
+    inventory: Inventory,
+    choices: Choices,
+    request: Request,
+    objective: Objective,
+    file_cost: tuple[NDArray[np.int64], int] | None,
+) -> Solution:
+    costs = []
+    if request.budget.average_bits is not None:
+        limit = math.floor(request.budget.average_bits * inventory.weights + 1e-6)
+        smallest = int(choices.bits[np.arange(len(choices.bits)), list(_select(choices, choices.bits))].sum())
+        if smallest > limit:
+            least = math.ceil(1e4 * smallest / inventory.weights) / 1e4
+            raise BudgetError(
+                f"a budget of {request.budget.average_bits:g} average bits is below the smallest possible plan, which "
+                f"takes {least:g}; raise the budget or allow narrower grids"
+            )
+        costs.append(Cost("bits", choices.bits, limit))
+    if file_cost is not None:
+        costs.append(Cost("bytes", file_cost[0], file_cost[1]))
+    problem = Problem(
+        damage=choices.damage,
+        costs=tuple(costs),
+        groups=choices.groups,
+        weights=np.array([site.weights for site in inventory.sites]),
+        widths=np.array([grid.bits for grid in choices.grids]),
+        objective=objective,
+    )
+    return SOLVERS[request.solver](problem)
+
+
+def _select(choices: Choices, cost: NDArray[np.int64]) -> tuple[int, ...]:
+    """Return the cheapest allowed selection, groups respected."""
+    price = np.where(np.isfinite(choices.damage), cost, np.iinfo(np.int64).max // (4 * len(cost))).astype(np.int64)
+    for group in choices.groups:
+        price[list(group)] = price[list(group)].sum(0)
+    return tuple(price.argmin(1).tolist())
+
+
+def _checked(solution: Solution, bound: float) -> tuple[tuple[int, ...], Optimality]:
+    bound = min(bound, solution.objective)
+    gap = (solution.objective - bound) / max(abs(solution.objective), 1e-300)
+    return tuple(int(column) for column in solution.selection), Optimality(solution.objective, bound, gap)

@@ -1,0 +1,90 @@
+"""Plans as tables that a person reads in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from geoquant.errors import PlanError
+
+if TYPE_CHECKING:
+    from geoquant.plan.plan import Plan
+
+
+def align(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Join rows into lines with aligned columns; `right` says which columns align right.
+
+    >>> print(align([("a", "10"), ("bcd", "2")], (False, True)))
+    a    10
+    bcd   2
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(right))]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, right, strict=True)
+        lines.append("  ".join(f"{cell:>{width}}" if r else f"{cell:<{width}}" for cell, width, r in cells).rstrip())
+    return "\n".join(lines)
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan as a table with totals and its optimality."""
+    rows = [("layer", "weights", "grid", "bits", "bytes", "damage")]
+    for site, name, cost, damage in zip(plan.inventory.sites, plan.names, plan.storage, plan.damages, strict=True):
+        shown = "" if damage is None else f"{damage:.2e}"
+        bits = f"{cost.total_bits / site.weights:.2f}"
+        rows.append((site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", shown))
+    lines = [align(rows, (False, True, False, True, True, True)), "", summary(plan)]
+    return "\n".join(lines)
+
+
+def summary(plan: Plan) -> str:
+    """Return one line: size, average bits, and how good the plan is at its own objective."""
+    text = f"{plan.average_bits:.4f} average bits, {plan.bytes:,} bytes on disk"
+    if plan.evidence is None:
+        return text
+    evidence = plan.evidence
+    unit = evidence.table.unit or "score, ranks only"
+    gap = evidence.optimality.gap
+    best = "optimal" if gap <= 1e-9 else f"at most {100 * gap:.2g} % from optimal"
+    return (
+        f"{text}; {evidence.request.objective} of {evidence.table.predictor} {evidence.optimality.objective:.4g} "
+        f"({unit}), {best} for a budget of {evidence.request.budget}, by {evidence.request.solver}"
+    )
+
+
+def diff_rows(first: Plan, second: Plan) -> list[dict[str, object]]:
+    """List the layers whose grids differ: grids, change of bytes, damages."""
+    if first.inventory.names != second.inventory.names:
+        mine, other = set(first.inventory.names), set(second.inventory.names)
+        raise PlanError(
+            f"the plans are for different models: {len(mine - other)} layers only in the first, "
+            f"{len(other - mine)} only in the second"
+        )
+    rows: list[dict[str, object]] = []
+    for row, site in enumerate(first.inventory.sites):
+        if first.names[row] != second.names[row]:
+            rows.append(
+                {
+                    "layer": site.name,
+                    "weights": site.weights,
+                    "first": first.names[row],
+                    "second": second.names[row],
+                    "bytes": second.storage[row].bytes - first.storage[row].bytes,
+                    "damage_first": first.damages[row],
+                    "damage_second": second.damages[row],
+                }
+            )
+    return rows
+
+
+def diff_text(first: Plan, second: Plan) -> str:
+    """Return the difference of two plans as a table; says so when there is none."""
+    rows = diff_rows(first, second)
+    head = f"first:  {summary(first)}\nsecond: {summary(second)}"
+    if not rows:
+        return f"{head}\n\nno layer differs"
+    table = [("layer", "weights", "first", "second", "bytes")]
+    for row in rows:
+        names = (str(row["layer"]), f"{row['weights']:,}", str(row["first"]), str(row["second"]))
+        table.append((*names, f"{row['bytes']:+,}"))
+    return f"{head}\n\n{align(table, (False, True, False, False, True))}"

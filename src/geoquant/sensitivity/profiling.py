@@ -1,0 +1,164 @@
+"""The evidence on one model: what every choice costs, and how well that is known.
+
+A profile is measured once and read often: every budget, solver and objective is answered from it
+without touching the model again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from geoquant import storage
+from geoquant.data import collect, fingerprint
+from geoquant.errors import FileFormatError, PlanError, suggest
+from geoquant.grids import Grid
+from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
+from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
+
+PROFILE_VERSION = 1
+
+DEFAULT_GRIDS = tuple(f"int{bits}" for bits in range(2, 9))
+DEFAULT_PREDICTORS = ("one_layer_kl", "weight_error")
+
+Forward = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Damage of every (site, grid) by one or more predictors, for one model and one calibration set.
+
+    Attributes:
+        inventory: the model's sites and other tensors.
+        grids: canonical names of the measured grids.
+        tables: one `DamageTable` per predictor, first one is the default.
+        data: fingerprint of the calibration batches.
+        seed: of every random draw.
+        seconds: wall time per predictor; left out of comparisons, two runs never agree on it.
+    """
+
+    inventory: Inventory
+    grids: tuple[str, ...]
+    tables: tuple[DamageTable, ...]
+    data: str
+    seed: int
+    seconds: tuple[float, ...] = field(compare=False)
+
+    def table(self, predictor: str | None = None) -> DamageTable:
+        """Return the table of `predictor` (the first one when None)."""
+        by_name = {table.predictor: table for table in self.tables}
+        if predictor is None:
+            return self.tables[0]
+        if predictor not in by_name:
+            raise PlanError(
+                f"this profile holds no scores of '{predictor}'{suggest(predictor, by_name)}; profile with it first"
+            )
+        return by_name[predictor]
+
+    @property
+    def cost(self) -> float:
+        """Forward-equivalents spent on all tables."""
+        return sum(table.cost for table in self.tables)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``profile.json`` into `folder`, atomically; return its path."""
+        target = Path(folder) / "profile.json"
+        storage.write_document(target, "profile", PROFILE_VERSION, _ADAPTER.dump_python(self, mode="json"))
+        return target
+
+    @staticmethod
+    def load(path: Path | str) -> Profile:
+        """Read a profile from its folder or file; `FileFormatError` when it is not whole."""
+        path = Path(path)
+        path = path / "profile.json" if path.is_dir() else path
+        _, content = storage.read_document(path, "profile", PROFILE_VERSION)
+        return parse_profile(content, path)
+
+
+_ADAPTER = TypeAdapter(Profile)
+
+
+def parse_profile(content: storage.Json, source: Path) -> Profile:
+    """Check `content` against the schema of `Profile`."""
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise FileFormatError(f"{source} does not hold a valid profile: {place}: {first['msg']}") from error
+
+
+def profile(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    grids: Sequence[str | Grid] = DEFAULT_GRIDS,
+    predictors: Sequence[str] = DEFAULT_PREDICTORS,
+    only: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Profile:
+    """Measure what each (layer, grid) choice costs `model`; the model is left as it was.
+
+    Args:
+        model: the float model.
+        calibration: batches (tensor, pair or mapping); no labels are needed by the default predictors.
+        grids: the choices, as `Grid` or its name.
+        predictors: names of registered predictors; the first is the default of `allocate`.
+        only: names or ``re:`` patterns of the layers to measure; the others stay in float.
+        exclude: names or patterns of layers that stay in float.
+        forward: ``forward(model, batch) -> logits`` when the usual ways of calling do not fit.
+        seed: of every random draw.
+
+    Raises:
+        DataError: the calibration set is empty or not finite.
+        ModelError: the weights are not finite, or there is nothing to quantize.
+        LayerNameError, GridError, UnknownNameError: a name is wrong.
+    """
+    chosen = [PREDICTORS[name] for name in predictors]
+    subject = make_subject(model, calibration, grids=grids, only=only, exclude=exclude, forward=forward, seed=seed)
+    tables, seconds = zip(*(_timed(predictor, subject) for predictor in chosen), strict=True)
+    names = tuple(str(grid) for grid in subject.grids)
+    return Profile(take_inventory(model), names, tables, fingerprint(subject.batches), seed, seconds)
+
+
+def make_subject(
+    model: nn.Module,
+    calibration: Iterable[Any],
+    *,
+    grids: Sequence[str | Grid] = DEFAULT_GRIDS,
+    only: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Check everything a measurement needs before any work is done (see `profile`)."""
+    parsed = tuple(dict.fromkeys(grid if isinstance(grid, Grid) else Grid.parse(grid) for grid in grids))
+    sites = find_sites(model)
+    names = [site.name for site in sites]
+    wanted = set(select(names, only)) if only is not None else set(names)
+    wanted -= set(select(names, exclude)) if exclude else set()
+    check_finite(model)
+    batches = collect(calibration)
+    _check_finite_output(model, batches, forward)
+    return Subject(model, tuple(site for site in sites if site.name in wanted), parsed, batches, forward, seed)
+
+
+def _check_finite_output(model: nn.Module, batches: tuple[Any, ...], forward: Forward | None) -> None:
+    """Run one batch: a model that cannot be called should say so now, not after minutes of work."""
+    with inference(model):
+        logits = predict(model, batches[0], forward)
+    if not bool(logits.isfinite().all()):
+        raise PlanError("the float model gives NaN or Inf on the first calibration batch; mend the model or the data")
+
+
+def _timed(predictor: Predictor, subject: Subject) -> tuple[DamageTable, float]:
+    start = time.perf_counter()
+    return predictor.measure(subject), time.perf_counter() - start
