@@ -33,6 +33,7 @@ FAMILIES = {  # name of the family → how a width is written on it
     "affine, MSE": "int{}:affine",
 }
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+UNIFORM_WIDTHS = (2, 3, 4, 5, 8)
 MODEL = "geoquant.models.zoo:resnet20_cifar10"
 
 
@@ -41,7 +42,7 @@ def uniform_plans(model: torch.nn.Module) -> dict[tuple[str, str], Plan]:
     return {
         (f"uniform, {family}", f"{bits} bits"): uniform_plan(model, pattern.format(bits))
         for family, pattern in FAMILIES.items()
-        for bits in WIDTHS
+        for bits in UNIFORM_WIDTHS
     }
 
 
@@ -100,15 +101,22 @@ def main() -> None:
             calibration = read_batches(
                 "cifar10", "train", Normalize.imagenet, arguments.weights, 128, arguments.images, seed
             )
-            measured = profile(
-                model, calibration, grids=[f"int{b}" for b in WIDTHS], predictors=PREDICTORS.names(), seed=seed
-            )
+            # Scores that need no data are the same for every calibration set.
+            predictors = PREDICTORS.names() if seed == 0 else ["one_layer_kl", "hawq_v2"]
+            measured = profile(model, calibration, grids=[f"int{b}" for b in WIDTHS], predictors=predictors, seed=seed)
             for table, seconds in zip(measured.tables, measured.seconds, strict=True):
                 costs[table.predictor].append(round(seconds, 2))
-            plans = guided_plans(measured, "full-range, MSE", SOLVERS.names())
+            solvers = [name for name in SOLVERS if name != "uniform"] if seed == 0 else ["milp"]
+            plans = guided_plans(measured, "full-range, MSE", solvers)
             for family in ("full-range, MSE, signed scale", "affine, MSE"):
                 grids = [FAMILIES[family].format(bits) for bits in WIDTHS]
-                other = profile(model, calibration, grids=grids, predictors=["one_layer_kl", "weight_error"], seed=seed)
+                other = profile(
+                    model,
+                    calibration,
+                    grids=grids,
+                    predictors=["one_layer_kl", "weight_error"][: 1 + (seed == 0)],
+                    seed=seed,
+                )
                 plans |= guided_plans(other, family, ["milp"])
             points += [(seed, point) for point in sweep(model, plans, test)]
     table = rows(points)
