@@ -39,6 +39,14 @@ def test_exactly_equal_accuracies_without_error_are_a_tie(point) -> None:
     assert verdict(points).outcome == "equal"
 
 
+def test_ties_everywhere_are_said_in_one_breath(point) -> None:
+    points = [
+        point(method, "int4", size, 0.97, stderr=0.01) for method in ("geoquant", "uniform") for size in (100, 200)
+    ]
+    text = verdict(points).text
+    assert text.endswith("At all 2 sizes compared, the plan is no different beyond two standard errors.")
+
+
 def test_a_loss_is_called_one(point) -> None:
     points = [point("geoquant", "a", 10_000, 0.5), point("uniform", "int4", 10_000, 0.6)]
     result = verdict(points)

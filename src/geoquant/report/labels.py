@@ -107,9 +107,11 @@ def measured(value: float, stderr: float, digits: int) -> str:
 def duration(seconds: float) -> str:
     """Write a wall time.
 
-    >>> duration(0.042), duration(3.14), duration(250)
-    ('42 ms', '3.1 s', '4 min 10 s')
+    >>> duration(0.0004), duration(0.042), duration(3.14), duration(250)
+    ('< 1 ms', '42 ms', '3.1 s', '4 min 10 s')
     """
+    if 0 < seconds < 0.001:
+        return "< 1 ms"
     if seconds < 1:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
@@ -119,12 +121,12 @@ def duration(seconds: float) -> str:
 
 
 def plan_label(plan: Plan) -> str:
-    """Name a plan: by its grid when it is uniform, by its budget when it was solved for."""
+    """Name a plan by the budget it was solved for; one written by hand by its grid, or by its size."""
+    if plan.evidence is not None:
+        return str(plan.evidence.request.budget)
     if len(set(plan.names)) == 1:
         return f"uniform {plan.names[0]}"
-    if plan.evidence is None:
-        return f"{plan.average_bits:.2f} average bits"
-    return str(plan.evidence.request.budget)
+    return f"{plan.average_bits:.2f} average bits"
 
 
 def plan_labels(plans: Sequence[Plan]) -> tuple[str, ...]:

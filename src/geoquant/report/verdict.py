@@ -126,5 +126,8 @@ def _tally(counts: dict[str, int], total: int) -> str:
     if total == 1:
         return "No other size was compared."
     words = {"better": "better", "worse": "worse", "equal": "no different beyond two standard errors"}
+    if total in counts.values():
+        (outcome,) = (name for name, count in counts.items() if count)
+        return f"At all {total} sizes compared, the plan is {words[outcome]}."
     parts = [f"{words[outcome]} at {count}" for outcome, count in counts.items() if count]
     return f"Of {total} sizes compared, the plan is {' and '.join(', '.join(parts).rsplit(', ', 1))}."
