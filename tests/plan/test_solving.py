@@ -60,6 +60,17 @@ def test_byte_budget_is_kept_and_its_bound_is_sound(measured: Profile, share: fl
     assert best <= total(measured, plan) + 1e-12
 
 
+def test_where_only_code_lengths_differ_the_byte_bound_is_tight() -> None:
+    """The proven gap of a byte budget is then no more than what eight bytes of padding can buy."""
+    measured = gq.profile(small_net(), small_batches(), grids=["int2", "int3", "int4", "int8"])
+    budget = uniform_plan(measured.inventory, "int3").bytes
+    plan = gq.allocate(measured, gq.Budget(bytes=budget))
+    roomier = gq.allocate(measured, gq.Budget(bytes=budget + 16))
+    assert plan.evidence is not None
+    assert roomier.evidence is not None
+    assert plan.evidence.optimality.lower_bound >= roomier.evidence.optimality.objective - 1e-12
+
+
 def test_both_limits_hold_at_once(measured: Profile) -> None:
     tight = uniform_plan(measured.inventory, "int3")
     plan = gq.allocate(measured, gq.Budget(average_bits=5.0, bytes=tight.bytes))

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from geoquant.allocation import SOLVERS, Cost, Problem, Solution
 from geoquant.errors import BudgetError, PlanError, suggest
 from geoquant.grids import Grid
-from geoquant.models import Inventory, fused_groups, select
+from geoquant.models import Inventory, Site, fused_groups, select
 from geoquant.plan.budget import Budget
-from geoquant.plan.layout import artifact_bytes, least_bytes
+from geoquant.plan.layout import artifact_bytes, least_bytes, site_entries
 from geoquant.plan.plan import Evidence, Objective, Optimality, Plan, Request
 from geoquant.plan.reasons import reasons
 from geoquant.sensitivity import DamageTable, Profile
@@ -224,11 +224,10 @@ def _solve_within(
             f"{smallest:,} bytes; raise the budget or allow narrower grids"
         )
     rows = np.arange(len(cheapest))
-    # Below every plan's real overhead: each site brought its own least header, offsets of one digit.
-    offsets = 40 * (len(inventory.others) + 2 * len(rows)) + 8
-    relaxed = smallest - int(least[rows, list(cheapest)].sum()) - offsets
-    bound = _solve(inventory, choices, request, objective, (least, request.budget.bytes - max(relaxed, 0))).lower_bound
     reserve = smallest - int(least[rows, list(cheapest)].sum())
+    slack = _header_slack(inventory, choices, smallest)
+    relaxed = (least, request.budget.bytes - max(reserve - slack, 0))
+    bound = _solve(inventory, choices, request, objective, relaxed).lower_bound
     while True:
         limit = max(request.budget.bytes - reserve, int(least[rows, list(cheapest)].sum()))
         solution = _solve(inventory, choices, request, objective, (least, limit))
@@ -236,6 +235,29 @@ def _solve_within(
         if size <= request.budget.bytes:
             return _checked(solution, bound)
         reserve += size - request.budget.bytes
+
+
+def _header_slack(inventory: Inventory, choices: Choices, smallest: int) -> int:
+    """Return how many bytes any plan's header may be shorter than the smallest plan's, its own entries apart.
+
+    Where all choices of a site store the same tensors but for the length of the codes (which come last in the
+    file), every offset is at least that of the smallest plan, and only the padding to 8 bytes may differ.
+    Otherwise any offset may have as little as one digit.
+    """
+    alike = all(
+        len({_tensors(site, grid) for grid, damage in zip(choices.grids, row, strict=True) if np.isfinite(damage)}) == 1
+        for site, row in zip(inventory.sites, choices.damage, strict=True)
+    )
+    digits = 0 if alike else 2 * (len(str(smallest)) - 1)
+    return 7 + digits * (len(inventory.others) + 3 * len(inventory.sites))
+
+
+def _tensors(site: Site, grid: Grid) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Return dtype and shape of the tensors of a choice, the length of its codes left open."""
+    return tuple(
+        (entry.dtype, () if entry.dtype == "U8" and entry.name.endswith(".codes") else entry.shape)
+        for entry in site_entries(site, grid)
+    )
 
 
 def _solve(
