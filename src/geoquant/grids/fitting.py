@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geoquant.grids.formats import NumberFormat
-from geoquant.grids.scale_dtypes import scale_dtype
+from geoquant.grids.scale_dtypes import power_of_two, scale_dtype
 
 _BLOCK = 1 << 17
 
@@ -45,7 +45,7 @@ class Rows:
     def of(format: NumberFormat, dtype: str, weights: Tensor, importance: Tensor | None) -> Rows:
         """Normalise `weights` (rows, length) and their `importance` (same shape, ≥ 0)."""
         largest = weights.abs().amax(1).double()
-        unit = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent.clamp(min=-120))
+        unit = power_of_two(torch.frexp(largest).exponent.clamp(min=-120))
         root = None
         if importance is not None:
             top = importance.amax(1, keepdim=True)
@@ -62,13 +62,16 @@ class Rows:
         return kind.above(scale * self.unit).clamp(max=kind.largest) / self.unit
 
     def error(self, scale: Tensor, zero: Tensor | None = None) -> Tensor:
-        """Return Σ h (w − Q(w))² of each row: (rows,) float64, with codes nearest at `scale` and `zero`."""
+        """Return Σ h (w − Q(w))² of each row, with codes nearest at `scale` and `zero`.
+
+        All three are (rows,), or (candidates, rows) for several candidates at once; errors are float64.
+        """
         total = torch.zeros_like(scale)
-        for weights, root in self._blocks():
+        for weights, root in self._blocks(scale.numel()):
             level = self._levels(weights, scale, zero)
-            miss = torch.addcmul(weights, level, scale.float()[:, None], value=-1)
+            miss = torch.addcmul(weights, level, scale.float()[..., None], value=-1)
             miss = miss if root is None else miss.mul_(root)
-            total += torch.linalg.vector_norm(miss, dim=1).double().square_()
+            total += torch.linalg.vector_norm(miss, dim=-1).double().square_()
         return total
 
     def least_squares(self, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -77,7 +80,7 @@ class Rows:
         With all q at zero there is nothing to fit and `scale` itself returns.
         """
         cross, square = torch.zeros_like(scale), torch.zeros_like(scale)
-        for weights, root in self._blocks():
+        for weights, root in self._blocks(scale.numel()):
             level = self._levels(weights, scale, zero)
             if root is not None:
                 level, weights = level.mul_(root), weights * root
@@ -87,15 +90,15 @@ class Rows:
 
     def _levels(self, weights: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Return the nearest levels in units of the scale, the zero point taken off."""
-        x = weights * inverse(scale).float()[:, None]
+        x = weights * inverse(scale).float()[..., None]
         if zero is None:
             return self.format.nearest(x)
-        shift = zero.float()[:, None]
+        shift = zero.float()[..., None]
         return self.format.nearest(x.add_(shift)).sub_(shift)
 
-    def _blocks(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Cut the columns so that temporaries stay small even when one row is a whole matrix."""
-        width = max(1, block_size(self.weights.device) // len(self.weights))
+    def _blocks(self, rows: int) -> list[tuple[Tensor, Tensor | None]]:
+        """Cut the columns so that temporaries of `rows` rows stay small even when a row is a whole matrix."""
+        width = max(1, block_size(self.weights.device) // rows)
         weights = torch.split(self.weights, width, 1)
         roots = [None] * len(weights) if self.root is None else torch.split(self.root, width, 1)
         return list(zip(weights, roots, strict=True))

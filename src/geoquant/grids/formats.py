@@ -298,7 +298,7 @@ class LevelSet(_Coded):
         """Count the midpoints below x; a tie goes to the lower level."""
         levels = self.levels
         middles = ((levels[1:] + levels[:-1]) / 2).to(x)
-        return torch.bucketize(x, middles).to(torch.uint8)
+        return torch.bucketize(x.contiguous(), middles).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Look the level up."""

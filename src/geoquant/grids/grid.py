@@ -81,7 +81,8 @@ class Grid:
             raise GridError(f"{self.format.tokens[0]} needs scales; choose tensor, channel or groups")
         if self.scaling not in SCALINGS:
             raise GridError(f"there is no scaling named '{self.scaling}'{suggest(self.scaling, SCALINGS)}")
-        if self.scaling == "mse-signed" and not scale_dtype(self.scale_dtype).signed:
+        kind = scale_dtype(self.scale_dtype)
+        if self.scaling == "mse-signed" and not kind.signed:
             raise GridError(f"{self.scale_dtype} scales have no sign; use the scaling mse, or fp16 scales")
 
     @staticmethod
@@ -271,7 +272,7 @@ def _checked(matrix: Tensor) -> Tensor:
             f"expected a floating-point matrix (channels, fan_in) with at least one weight, "
             f"found {matrix.dtype} of shape {tuple(matrix.shape)}"
         )
-    matrix = matrix.detach().float()
+    matrix = matrix.detach().float().contiguous()
     if not bool(torch.isfinite(matrix).all()):
         bad = int((~torch.isfinite(matrix)).sum())
         raise GridError(f"{bad} of {matrix.numel()} weights are NaN or Inf in float32; a grid needs finite weights")

@@ -51,6 +51,15 @@ class ScaleDtype(Protocol):
         ...
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """Return 2^exponent as float64, exactly (`torch.ldexp` goes through float32 powers, which end at 2^127).
+
+    >>> power_of_two(torch.tensor([-149, 128])).tolist() == [2.0**-149, 2.0**128]
+    True
+    """
+    return ((exponent.long() + 1023) << 52).view(torch.float64)
+
+
 @dataclass(frozen=True)
 class FloatScale:
     """An IEEE float, or bfloat16.
@@ -112,12 +121,12 @@ class PowerOfTwo:
         """Round the exponent up."""
         # frexp gives scale = fraction · 2^exponent with fraction in [½, 1); a power of two has fraction ½.
         fraction, exponent = torch.frexp(scale.clamp(min=2.0**-127))
-        return torch.ldexp(torch.ones_like(scale), exponent - (fraction == 0.5).int())
+        return power_of_two(exponent - (fraction == 0.5).int())
 
     def below(self, scale: Tensor) -> Tensor:
         """Round the exponent down."""
         held = scale.clamp(2.0**-127, self.largest)
-        return torch.ldexp(torch.ones_like(scale), torch.frexp(held).exponent - 1)
+        return power_of_two(torch.frexp(held).exponent - 1)
 
     def store(self, scale: Tensor) -> Tensor:
         """Keep the biased exponent."""
@@ -125,7 +134,7 @@ class PowerOfTwo:
 
     def load(self, stored: Tensor) -> Tensor:
         """Raise two to it."""
-        return torch.ldexp(torch.ones(1, dtype=torch.float64, device=stored.device), stored.int() - 127).float()
+        return power_of_two(stored.int() - 127).float()
 
 
 SCALE_DTYPES: dict[str, ScaleDtype] = {

@@ -52,6 +52,6 @@ def draw_neighbour(x: Tensor, levels: Tensor, draws: Tensor) -> Tensor:
     """
     levels = levels.to(x)
     x = x.clamp(levels[0], levels[-1])
-    upper = torch.bucketize(x, levels).clamp_(min=1)  # the first level ≥ x
+    upper = torch.bucketize(x.contiguous(), levels).clamp_(min=1)  # the first level ≥ x
     low, high = levels[upper - 1], levels[upper]
     return torch.where(draws < (x - low) / (high - low), high, low)
