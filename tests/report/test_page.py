@@ -89,7 +89,7 @@ def test_the_plan_table_has_the_numbers_of_the_plan(html: str, plans) -> None:
         rows = tables[f"Layers of the plan “{plan.evidence.request.budget}”"]
         assert rows[0] == ["layer", "weights", "grid", "bits", "bytes", "damage (nats per prediction)", "why"]
         for row, site, name, cost, damage, reason in zip(
-            rows[1:], plan.inventory.sites, plan.names, plan.storage, plan.damages, plan.evidence.reasons, strict=True
+            rows[1:], plan.inventory.sites, plan.names, plan.costs, plan.damages, plan.evidence.reasons, strict=True
         ):
             bits = f"{cost.total_bits / site.weights:.2f}"
             assert row == [site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", f"{damage:.3g}", reason]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from geoquant import progress
 from geoquant.cli.app import app
-from geoquant.cli.inputs import AsJson, Seed, say, show
+from geoquant.cli.inputs import AsJson, Seed, fast, say, show
 from geoquant.data import digits
 from geoquant.export import load, save
 from geoquant.models import inference
@@ -30,7 +30,7 @@ EPOCHS = 12
 def train_digits(seed: int) -> nn.Module:
     """Train the demo's convolutional net on the training half of the digits."""
     torch.manual_seed(seed)
-    model = digits_cnn().to(memory_format=torch.channels_last)
+    model = fast(digits_cnn())
     inputs, labels = digits("train").tensors("dataset")
     fit_classifier_(model, inputs, labels, epochs=EPOCHS, seed=seed, batch_size=64)
     return model
@@ -49,7 +49,7 @@ def plans_at_equal_bytes(measured: Profile) -> dict[tuple[str, str], Plan]:
 def saved_and_reloaded(model: nn.Module, plan: Plan, folder: Path, batch: Tensor) -> int:
     """Save, reload into a fresh net, and insist on the same logits and the predicted size; return the size."""
     path = save(model, plan, folder)
-    fresh = load(path, digits_cnn().to(memory_format=torch.channels_last)).eval()
+    fresh = load(path, fast(digits_cnn())).eval()
     with inference(model), inference(fresh):
         if not torch.equal(model(batch), fresh(batch)):
             raise RuntimeError("the reloaded model differs from the saved one")

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -52,12 +52,18 @@ def read_model(spec: str, weights: Path | None, fold: bool = False) -> nn.Module
     model = load_model(spec)
     if weights is not None:
         load_weights_(model, weights)
-    model.eval()
-    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
-        model = model.to(memory_format=torch.channels_last)  # several times faster on CPU convolutions
+    model = fast(model.eval())
     if fold:
         fold_batch_norm_(model)
     return model
+
+
+def fast(model: nn.Module) -> nn.Module:
+    """Lay convolutions out channels last: several times faster on a CPU, same numbers up to rounding."""
+    if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        return model
+    laid_out: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return laid_out
 
 
 def read_batches(
@@ -75,7 +81,7 @@ def read_batches(
             "--weights were trained on images normalized in some way: say which with "
             "--normalize dataset, imagenet or none"
         )
-    chosen = "dataset" if normalize is None else normalize.value
+    chosen: Literal["dataset", "imagenet", "none"] = "dataset" if normalize is None else normalize.value
     return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)
 
 

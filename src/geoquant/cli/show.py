@@ -13,7 +13,7 @@ from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, 
 from geoquant.cli.measure import split
 from geoquant.errors import FileFormatError
 from geoquant.plan import Plan, diff_rows, diff_text, plan_text
-from geoquant.report import comparison_plans, measure_point, sweep, write_report
+from geoquant.report import Point, comparison_plans, measure_point, sweep, write_report
 from geoquant.sensitivity import Profile
 
 DEFAULT_BUDGETS = "2.5,3,3.5,4,5,6"
@@ -51,7 +51,8 @@ def report_command(
     """
     profile, plans = read_evidence(path)
     plans += tuple(Plan.load(each) for each in plan or [])
-    points, float_point = (), None
+    points: tuple[Point, ...] = ()
+    float_point = None
     if (model is None) != (data is None):
         raise typer.BadParameter("accuracy against bytes needs both --model and --data")
     if model is not None and data is not None:

@@ -104,7 +104,7 @@ class Plan:
         return tuple(Grid.parse(name) for name in self.names)
 
     @cached_property
-    def storage(self) -> tuple[Storage, ...]:
+    def costs(self) -> tuple[Storage, ...]:
         """What each site takes on disk, header entries apart."""
         return tuple(
             grid.storage(site.matrix_shape) for site, grid in zip(self.inventory.sites, self.grids, strict=True)
@@ -118,12 +118,12 @@ class Plan:
     @property
     def average_bits(self) -> float:
         """Stored bits of all sites over the number of their weights."""
-        return sum(cost.total_bits for cost in self.storage) / self.inventory.weights
+        return sum(cost.total_bits for cost in self.costs) / self.inventory.weights
 
     @property
     def bits(self) -> dict[str, float]:
         """Stored bits per weight of each site."""
-        pairs = zip(self.inventory.sites, self.storage, strict=True)
+        pairs = zip(self.inventory.sites, self.costs, strict=True)
         return {site.name: cost.total_bits / site.weights for site, cost in pairs}
 
     def grid(self, name: str) -> Grid:

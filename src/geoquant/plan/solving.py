@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from geoquant.allocation import SOLVERS, Cost, Problem, Solution
+from geoquant.allocation import Objective as SolverObjective
 from geoquant.errors import BudgetError, PlanError, suggest
 from geoquant.grids import Grid
 from geoquant.models import Inventory, Site, fused_groups, select
@@ -286,7 +287,7 @@ def _solve(
         groups=choices.groups,
         weights=np.array([site.weights for site in inventory.sites]),
         widths=np.array([grid.bits for grid in choices.grids]),
-        objective=objective,
+        objective=cast(SolverObjective, objective),  # the problem checks the name
     )
     return SOLVERS[request.solver](problem)
 

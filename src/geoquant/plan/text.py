@@ -29,7 +29,7 @@ def align(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
 def plan_text(plan: Plan) -> str:
     """Return the plan as a table with totals and its optimality."""
     rows = [("layer", "weights", "grid", "bits", "bytes", "damage")]
-    for site, name, cost, damage in zip(plan.inventory.sites, plan.names, plan.storage, plan.damages, strict=True):
+    for site, name, cost, damage in zip(plan.inventory.sites, plan.names, plan.costs, plan.damages, strict=True):
         shown = "" if damage is None else f"{damage:.2e}"
         bits = f"{cost.total_bits / site.weights:.2f}"
         rows.append((site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", shown))
@@ -69,7 +69,7 @@ def diff_rows(first: Plan, second: Plan) -> list[dict[str, object]]:
                     "weights": site.weights,
                     "first": first.names[row],
                     "second": second.names[row],
-                    "bytes": second.storage[row].bytes - first.storage[row].bytes,
+                    "bytes": second.costs[row].bytes - first.costs[row].bytes,
                     "damage_first": first.damages[row],
                     "damage_second": second.damages[row],
                 }

@@ -86,7 +86,7 @@ def plan_table(plan: Plan, label: str) -> Table:
     reasons = plan.evidence.reasons if plan.evidence is not None else ("",) * len(plan.names)
     rows = []
     for site, name, cost, damage, reason in zip(
-        plan.inventory.sites, plan.names, plan.storage, plan.damages, reasons, strict=True
+        plan.inventory.sites, plan.names, plan.costs, plan.damages, reasons, strict=True
     ):
         bits = cost.total_bits / site.weights
         rows.append(

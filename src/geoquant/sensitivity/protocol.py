@@ -123,8 +123,15 @@ class Predictor(Protocol):
     `estimated_cost` said, within a factor of two.
     """
 
-    name: str
-    unit: str | None
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        ...
+
+    @property
+    def unit(self) -> str | None:
+        """Unit of its damages, or None when they only rank."""
+        ...
 
     def estimated_cost(self, subject: Subject) -> float:
         """Say, before starting, what `measure` will cost in forward-equivalents."""

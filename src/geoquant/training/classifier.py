@@ -56,11 +56,11 @@ def fit_classifier_(
     with task("training", epochs * steps) as advance:
         for _ in range(epochs):
             total = 0.0
-            for rows in torch.randperm(len(inputs), generator=generator)[: steps * batch_size].split(batch_size):
+            for rows in torch.randperm(len(inputs), generator=generator)[: steps * batch_size].view(steps, -1):
                 batch = inputs[rows]
                 loss = F.cross_entropy(model(augment(batch, generator) if augment else batch), labels[rows])
                 optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 total += float(loss.detach())
