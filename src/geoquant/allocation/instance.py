@@ -80,13 +80,15 @@ def dominated(damage: FloatArray, cost: IntArray) -> BoolArray:
     >>> dominated(np.array([[3.0, 2.0, 2.0]]), np.array([[[1, 1, 2]]])).tolist()
     [[True, False, True]]
     """
-    result = np.zeros(damage.shape, bool)
-    for other in range(damage.shape[1]):
-        no_worse = (damage[:, [other]] <= damage) & (cost[:, :, [other]] <= cost).all(axis=0)
-        better = (damage[:, [other]] < damage) | (cost[:, :, [other]] < cost).any(axis=0)
-        earlier = other < np.arange(damage.shape[1])
-        result |= no_worse & (better | earlier) & np.isfinite(damage[:, [other]])
-    return result & np.isfinite(damage)
+    no_worse = damage[:, None, :] <= damage[:, :, None]  # (n, choice, the other one)
+    better = damage[:, None, :] < damage[:, :, None]
+    for table in cost:
+        no_worse &= table[:, None, :] <= table[:, :, None]
+        better |= table[:, None, :] < table[:, :, None]
+    columns = np.arange(damage.shape[1])
+    present = np.isfinite(damage)
+    beaten = no_worse & (better | (columns < columns[:, None])) & present[:, None, :]
+    return np.asarray(beaten.any(axis=2) & present, np.bool_)
 
 
 def _tightest(cost: IntArray, capacity: IntArray) -> tuple[IntArray, IntArray]:

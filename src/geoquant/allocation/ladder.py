@@ -15,7 +15,7 @@ import numpy as np
 
 from geoquant.allocation.problem import FloatArray, IntArray, Problem
 
-BISECTIONS = 60
+BISECTIONS = 40
 SAME_WIDTH = 1e-9
 
 

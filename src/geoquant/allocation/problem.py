@@ -288,7 +288,9 @@ class Problem:
         if callable(chosen):
             raise PlanError("a function of the damages cannot be merged; ask for the 'sum' or the 'worst' form")
         if not any(len(group) > 1 for group in self.groups):
-            return Merged(replace(self, groups=(), objective=chosen), read_only(np.arange(self.n_sites)))
+            same = not self.groups and chosen == self.objective
+            alone = self if same else replace(self, groups=(), objective=chosen)
+            return Merged(alone, read_only(np.arange(self.n_sites)))
         return _merge(self, chosen)
 
 
