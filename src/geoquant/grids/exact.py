@@ -17,8 +17,9 @@ from torch import Tensor
 from geoquant.grids.fitting import Rows
 
 _FEW_LEVELS = 4
-_SHORT_ROW = 1 << 15  # length · levels² of the rows for which the exact way costs no more than a sweep
+_SHORT_ROW = 1 << 13  # length · levels² of the rows for which the exact way costs no more than a sweep
 _LONGEST_ROW = 1 << 20
+_EVENTS = 1 << 20  # events held in memory at once, about 60 bytes each
 
 
 def is_exact(rows: Rows) -> bool:
@@ -43,9 +44,18 @@ def best_scale(rows: Rows, sign: int) -> Tensor:
     >>> round(float(best_scale(rows, 1) * rows.unit), 6)  # the mean of the three that are kept
     0.9
     """
-    weights, magnitude = sign * rows.weights, rows.weights.abs()
-    importance = magnitude.new_ones(()).double() if rows.root is None else rows.root.double().square()
-    middle, gap, square_gap, start = _ladders(rows)
+    ladders = _ladders(rows)
+    size = max(1, _EVENTS // (rows.weights.shape[1] * max(1, ladders[0].shape[1])))
+    parts = torch.split(rows.weights, size)
+    roots = [None] * len(parts) if rows.root is None else torch.split(rows.root, size)
+    return sign * torch.cat([_best_of(ladders, sign * part, root) for part, root in zip(parts, roots, strict=True)])
+
+
+def _best_of(ladders: tuple[Tensor, Tensor, Tensor, Tensor], weights: Tensor, root: Tensor | None) -> Tensor:
+    """Return the best positive scale of each row of `weights` (rows, length)."""
+    middle, gap, square_gap, start = ladders
+    magnitude = weights.abs()
+    importance = magnitude.new_ones(()).double() if root is None else root.double().square()
     side = (weights < 0).long()  # which ladder a weight climbs
     events = (magnitude[..., None] / middle[side]).flatten(1)
     order = events.argsort(1, descending=True)
@@ -54,7 +64,7 @@ def best_scale(rows: Rows, sign: int) -> Tensor:
     square = _accumulate(second, square_gap[side], start.square()[side], order)
     best = torch.where(square > 0, cross.square() / square, 0.0).argmax(1, keepdim=True)
     cross, square = cross.gather(1, best)[:, 0], square.gather(1, best)[:, 0]
-    return sign * torch.where(square > 0, cross / square, 0.0)
+    return torch.where(square > 0, cross / square, 0.0)
 
 
 def _ladders(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
