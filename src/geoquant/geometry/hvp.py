@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from geoquant.errors import DataError
 from geoquant.geometry.objective import Objective, Scored
+from geoquant.geometry.plain import PlainBatchNorm
 
 Vectors = list[Tensor]
 Product = Callable[[Sequence[Tensor]], Vectors]
@@ -80,6 +81,11 @@ def batch_product(objective: Objective, batch: Any, part: Part = "hessian") -> t
     Call inside ``objective.studied()``. Memory is that of a backward with its own graph, kept until the
     product is dropped.
     """
+    with PlainBatchNorm():
+        return _batch_product(objective, batch, part)
+
+
+def _batch_product(objective: Objective, batch: Any, part: Part) -> tuple[Product, float]:
     if part == "gauss_newton":
         return _gauss_newton_product(objective, batch)
     if part == "remainder":

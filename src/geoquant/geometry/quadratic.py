@@ -20,6 +20,7 @@ from geoquant.geometry.evidence import Estimate
 from geoquant.geometry.hutchinson import dots
 from geoquant.geometry.hvp import GRAPH_COST, PRODUCT_COST, Part, products, push_forward
 from geoquant.geometry.objective import Chosen, Loss, Objective, make_objective
+from geoquant.geometry.plain import PlainBatchNorm
 from geoquant.models import Forward
 from geoquant.progress import task
 
@@ -111,7 +112,8 @@ def displacement_gram(
     count = 0.0
     with objective.studied(), task("displacement Gram", len(objective.batches)) as advance:
         for batch in objective.batches:
-            scored, push = push_forward(objective, batch)
+            with PlainBatchNorm():
+                scored, push = push_forward(objective, batch)
             moved = torch.stack([push(_only(delta, place)).flatten(0, 1) for place in range(len(delta))])
             rows = scored.rows.detach()
             weighted = torch.stack([scored.masked_hessian(rows, row) for row in moved])
