@@ -24,7 +24,7 @@ docs: $(VENV)/.installed-dev
 # The wheel and the sdist are built, and each is installed into an environment of its own and imported.
 package: $(VENV)/.installed-dev
 	rm -rf dist
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --quiet
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --no-isolation --quiet
 	$(BIN)/python tests/check_packages.py dist
 
 $(VENV)/bin/python:

@@ -97,6 +97,7 @@ def main() -> None:
     costs: dict[str, list[float]] = defaultdict(list)
     with shown():
         points += [(0, point) for point in sweep(model, uniform_plans(model), test)]
+        print(f"{len(points) - 1} uniform plans done", flush=True)
         for seed in range(arguments.seeds):
             calibration = read_batches(
                 "cifar10", "train", Normalize.imagenet, arguments.weights, 128, arguments.images, seed
@@ -119,6 +120,7 @@ def main() -> None:
                 )
                 plans |= guided_plans(other, family, ["milp"])
             points += [(seed, point) for point in sweep(model, plans, test)]
+            print(f"calibration set {seed}: {len(plans)} plans done", flush=True)
     table = rows(points)
     for row in table:
         name = f"{row['method']:55s} {row['label']:>9s} {row['average_bits']:6.3f}"
