@@ -72,7 +72,7 @@ class _Minifloat:
         normal = (magnitude.view(torch.int32) >> (23 - self.mantissa)).sub_(offset)
         subnormal = (magnitude * (2.0**self.mantissa / self.smallest_normal)).int()
         code = torch.where(magnitude < self.smallest_normal, subnormal, normal)
-        return code.add_((level < 0).int() << (self.bits - 1)).to(torch.uint8)
+        return code.add_(level < 0, alpha=1 << self.bits - 1).to(torch.uint8)
 
     def decode(self, codes: Tensor) -> Tensor:
         table = _bit_patterns(self).to(codes.device)

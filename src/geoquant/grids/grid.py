@@ -154,8 +154,9 @@ class Grid:
 
     def normalize(self, matrix: Tensor, scales: Scales) -> Tensor:
         """Return w/scale + zero, float32: the axis on which the format's levels lie. A scale of 0 gives 0."""
-        scale, zero = self._spread(scales, matrix.shape[1])
-        x = matrix.detach().float() / torch.where(scale == 0, torch.inf, scale)
+        divisor = torch.where(scales.scale == 0, torch.inf, scales.scale)
+        scale, zero = self._spread(Scales(divisor, scales.zero), matrix.shape[1])
+        x = matrix.detach().float() / scale
         return x if zero is None else x.add_(zero)
 
     def encode(self, matrix: Tensor, scales: Scales) -> Tensor:
@@ -257,8 +258,8 @@ def _options(format: NumberFormat) -> list[str]:
 
 
 def _blocks(matrix: Tensor) -> Iterator[slice]:
-    """Cut the channels so that the temporaries of a block stay in the cache."""
-    size = max(1, block_size(matrix.device) // max(1, matrix.shape[1]))
+    """Cut the channels so that a block stays in the cache; one pass wants smaller blocks than a search."""
+    size = max(1, block_size(matrix.device) // 4 // max(1, matrix.shape[1]))
     return (slice(start, start + size) for start in range(0, max(1, len(matrix)), size))
 
 
