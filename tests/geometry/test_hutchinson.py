@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from geometry import dense
-from geoquant.errors import DataError, GeoquantError, LayerNameError
+from geoquant.errors import DataError, GeoquantError, LayerNameError, ModelError
 from geoquant.geometry import gauss_newton_traces, hessian_traces
 from geoquant.models import find_sites
 
@@ -268,3 +268,14 @@ def test_bad_calls_say_what_is_wrong():
         hessian_traces(model, [(x, y)], ["7"])
     with pytest.raises(GeoquantError, match="at least 2"):
         hessian_traces(model, [(x, y)], probes=1)
+    with pytest.raises(ModelError, match="NaN or Inf"):
+        hessian_traces(model, [(x * float("nan"), y)])
+    model[2].weight = nn.Parameter(model[0].weight.detach()[:, :1].expand(4, 4).contiguous())
+    model[2].bias = nn.Parameter(model[0].bias.detach())
+    with pytest.raises(ModelError, match="shares its memory"):
+        hessian_traces(model, [(x, y)])
+
+
+def test_inference_mode_is_refused():
+    with torch.inference_mode(), pytest.raises(GeoquantError, match="need autograd"):
+        hessian_traces(dense.relu_mlp(), [torch.randn(4, 3).double()])

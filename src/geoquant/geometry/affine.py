@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from geoquant.errors import ModelError
 
 # Affine or piecewise affine in all their inputs together.
 _AFFINE_NAMES = """
@@ -62,11 +65,14 @@ class Structure:
         affine: the outputs are piecewise affine in this parameter, the others held.
         uses: how many operations read this parameter.
         mixes_samples: a batch norm with batch statistics couples the samples of a batch.
+        opaque: a function written in Python (`torch.autograd.Function`, reentrant checkpointing) is in the graph; it
+            may read parameters that the graph does not show, so those without a visible use count as curved.
     """
 
     affine: tuple[bool, ...]
     uses: tuple[int, ...]
     mixes_samples: bool
+    opaque: bool
 
 
 def structure_of(outputs: Tensor, parameters: Sequence[Tensor]) -> Structure:
@@ -80,12 +86,13 @@ def structure_of(outputs: Tensor, parameters: Sequence[Tensor]) -> Structure:
     """
     places = {id(parameter): place for place, parameter in enumerate(parameters)}
     if outputs.grad_fn is None:
-        return Structure((True,) * len(places), (0,) * len(places), False)
+        return Structure((True,) * len(places), (0,) * len(places), mixes_samples=False, opaque=False)
     order = _topological(outputs.grad_fn)
     depends: dict[Any, int] = {}
     curved = 0
     uses: Counter[int] = Counter()
-    mixes = False
+    mixes = any(bool(getattr(node, "_saved_training", False)) for node in order)
+    opaque = any(isinstance(node, BackwardCFunction) for node in order)
     for node in order:
         variable = getattr(node, "variable", None)
         own = 1 << places[id(variable)] if variable is not None and id(variable) in places else 0
@@ -94,17 +101,28 @@ def structure_of(outputs: Tensor, parameters: Sequence[Tensor]) -> Structure:
         for mask in inputs:
             depends[node] |= mask
         curved |= _curved_in(node, inputs)
-        mixes |= bool(getattr(node, "_saved_training", False))
         uses.update(
             places[id(below.variable)]
             for below, _ in node.next_functions
             if below is not None and id(getattr(below, "variable", None)) in places
         )
     return Structure(
-        tuple(not curved >> place & 1 for place in range(len(places))),
+        tuple(not curved >> place & 1 and not (opaque and uses[place] == 0) for place in range(len(places))),
         tuple(uses[place] for place in range(len(places))),
         mixes,
+        opaque,
     )
+
+
+def refuse_hidden(outputs: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Raise `ModelError` if one of `parameters` may be read where the graph does not show it."""
+    structure = structure_of(outputs, parameters)
+    hidden = [parameter for parameter, uses in zip(parameters, structure.uses, strict=True) if uses == 0]
+    if structure.opaque and hidden:
+        raise ModelError(
+            f"a weight of shape {tuple(hidden[0].shape)} is not in autograd's graph, which holds a function written in "
+            "Python that may hide it; for checkpointing pass use_reentrant=False, or leave the weight out"
+        )
 
 
 def _topological(root: Any) -> list[Any]:

@@ -157,7 +157,7 @@ def _gauss_newton(objective: Objective, probes: int, seed: int, exact_columns: i
         for index, batch in enumerate(objective.batches):
             run = sweep(objective, batch)
             affine = [old and new for old, new in zip(affine, run.structure.affine, strict=True)]
-            passes = 1.0
+            passes = 2.0
             if any(run.covered):
                 passes += 2.0 * _add_covered(sums, run, probes, seed, index, exact_columns)
             if run.loose:

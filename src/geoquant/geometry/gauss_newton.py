@@ -141,7 +141,7 @@ class _Tally:
 
 def _add_batch(tally: _Tally, objective: Objective, batch: Any, index: int, seed: int, exact_columns: int) -> None:
     run = sweep(objective, batch)
-    enumerated, probes, passes = run.enumerable(exact_columns), len(tally.sampled), 1.0
+    enumerated, probes, passes = run.enumerable(exact_columns), len(tally.sampled), 2.0
     if any(run.covered):
         norms = _norms(run, run.columns() if enumerated else run.signs(probes, seed, index))
         if enumerated:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from geoquant.errors import DataError
+from geoquant.geometry.affine import refuse_hidden
 from geoquant.geometry.objective import Objective, Scored
 from geoquant.geometry.plain import PlainBatchNorm
 
@@ -43,6 +44,8 @@ def _zip(outputs: Sequence[Tensor], along: Sequence[Tensor] | None) -> Iterator[
 def _gradient(scalar: Tensor, parameters: Sequence[nn.Parameter], weight: Tensor | None = None) -> Vectors:
     """Differentiate with the graph of the derivative itself."""
     found = torch.autograd.grad(scalar, parameters, weight, create_graph=True, allow_unused=True)
+    if any(g is None for g in found):
+        refuse_hidden(scalar, parameters)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
 
 

@@ -112,7 +112,7 @@ def kronecker_factors(
                     sums[arrival.place].add(arrival, run.samples, directions, enumerated, probes)
                 directions += size
             predictions += run.scored.count
-            cost += (1.0 + 2.0 * directions) * run.samples
+            cost += (2.0 + 2.0 * directions) * run.samples
             rows += run.samples
             advance()
     if predictions == 0:

@@ -8,6 +8,7 @@ derivative. Everything is put back afterwards; gradients in ``.grad`` are never 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -152,6 +153,8 @@ class Objective:
         if self.criterion is None:
             raise GeoquantError("this needs a loss of the outputs (cross_entropy, kl, squared_error), not a function")
         outputs = predict(self.model, batch, self.forward)
+        if not bool(outputs.isfinite().all()):
+            raise ModelError("the model gives NaN or Inf on a batch; mend the model or the data before measuring")
         outputs = outputs.unsqueeze(-1) if outputs.dim() == 1 else outputs
         outputs = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
         targets = targets_of(batch)
@@ -200,6 +203,8 @@ def make_objective(
     >>> objective.names, objective.criterion.name
     (('weight',), 'kl')
     """
+    if torch.is_inference_mode_enabled():
+        raise GeoquantError("second derivatives need autograd; call this outside torch.inference_mode")
     given = tuple(batches)
     if not given:
         raise DataError("there is no batch to measure on; expected at least one")
@@ -240,10 +245,26 @@ def choose_parameters(model: nn.Module, chosen: Chosen = None) -> dict[str, nn.P
         found = dict(_resolve(known, entry) for entry in chosen)
     if not found:
         raise ModelError("there is no parameter to measure; expected at least one")
+    _check_own_memory(model, found)
     for name, parameter in found.items():
+        if parameter.is_inference():
+            raise ModelError(f"parameter '{name}' was made under inference mode; clone it outside before measuring")
         if not parameter.is_floating_point():
             raise ModelError(f"parameter '{name}' has type {parameter.dtype}; expected a floating-point tensor")
     return found
+
+
+def _check_own_memory(model: nn.Module, found: Mapping[str, nn.Parameter]) -> None:
+    """Refuse weights that are tied by memory but not by object: autograd would see half of their uses."""
+    owners = {id(parameter): (parameter.data_ptr(), tuple(parameter.shape)) for parameter in model.parameters()}
+    shared = Counter(owners.values())
+    for name, parameter in found.items():
+        place = owners.get(id(parameter))
+        if place is not None and parameter.numel() and shared[place] > 1:
+            raise ModelError(
+                f"parameter '{name}' shares its memory with another parameter object; tie them by making both names "
+                "the same nn.Parameter"
+            )
 
 
 def _resolve(known: Mapping[str, nn.Parameter], entry: HasParameter | str) -> tuple[str, nn.Parameter]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from geoquant.errors import DataError, ModelError
+from geoquant.errors import DataError, GeoquantError, ModelError
 from geoquant.geometry.lanczos import Apply
 from geoquant.models import evaluating
 
@@ -34,6 +34,8 @@ def points_of(function: Map, inputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         raise DataError(
             f"points must be a floating-point tensor (points, ...), got {inputs.dtype} {tuple(inputs.shape)}"
         )
+    if torch.is_inference_mode_enabled():
+        raise GeoquantError("derivatives need autograd; call this outside torch.inference_mode")
     x = inputs.detach().clone().requires_grad_()
     with _frozen(function), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         y = function(x)

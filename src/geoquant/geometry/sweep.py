@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geoquant.geometry.affine import Structure, structure_of
+from geoquant.geometry.affine import Structure, refuse_hidden, structure_of
 from geoquant.geometry.objective import Objective, Scored
 from geoquant.geometry.per_sample import Recorder, Use, owned_by_samples, pull_back, recording
 from geoquant.geometry.probes import signs
@@ -118,6 +118,8 @@ def sweep(objective: Objective, batch: Any) -> Sweep:
     with recording(objective.model, objective.unique) as recorder:
         scored = objective.scored(batch)
     structure = structure_of(scored.outputs, objective.unique)
+    if structure.opaque:
+        refuse_hidden(scored.outputs, objective.unique)
     owned = owned_by_samples(scored.outputs, recorder)
     covered = tuple(
         uses == 0
