@@ -107,7 +107,7 @@ def _checked(inputs: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
 def _bound_one(
     graph: Graph, center: Tensor, radius: Tensor, context: Context
 ) -> tuple[Tensor, Tensor, tuple[str, ...], int]:
-    value = box(center, radius, symbols=context.cap > 0)
+    value = box(center, radius, context.cap)
     zero = torch.zeros_like(center)
     start = Pair(value, Form(zero, torch.zeros_like(value.symbols), zero, 0.0), context.fresh(len(value.symbols)))
 

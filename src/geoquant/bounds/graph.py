@@ -96,11 +96,12 @@ def trace_pair(model: nn.Module, quantized: nn.Module, example: Tensor) -> Graph
             raise ModelError(f"the {name} model is in training mode, where it is not one fixed map; call .eval() first")
     program = _export(model, example)
     other = program if quantized is model else _export(quantized, example)
-    mine, theirs = _calls(program), _calls(other)
-    _check_same(mine, theirs)
+    _check_same(_calls(program), _calls(other))
+    exact, stored = _tensors(program), _tensors(other)
+    program = _without_updates(program)
+    mine = _calls(program)
     names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
     names.update(program.graph_signature.inputs_to_lifted_tensor_constants)
-    exact, stored = _tensors(program), _tensors(other)
     strange = [name for name in names.values() if name not in stored or stored[name].shape != exact[name].shape]
     if strange:
         raise ModelError(f"the quantized model lacks {strange[0]} or holds it in another shape; bound like with like")
@@ -115,10 +116,21 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program: torch.export.ExportedProgram = torch.export.export(model, (example,)).run_decompositions({})
-            return program
+            return torch.export.export(model, (example,))
     except Exception as reason:
         raise ModelError(f"torch.export cannot trace this model, so nothing can be bounded: {reason}") from reason
+
+
+def _without_updates(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """Rewrite in-place operations, after which an earlier name would mean a later value."""
+    if not any(
+        isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable for node in _calls(program)
+    ):
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rewritten: torch.export.ExportedProgram = program.run_decompositions({})
+        return rewritten
 
 
 def _calls(program: torch.export.ExportedProgram) -> list[fx.Node]:
@@ -203,6 +215,8 @@ def _computed(node: fx.Node, values: Mapping[str, Any], side: str) -> Any:
 
 
 def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
-    """Perform a node's operation on plain tensors."""
+    """Perform a node's operation on plain tensors, whose layout in memory may differ from the traced one."""
+    if operation(node) in ("view", "_unsafe_view"):
+        return args[0].reshape(args[1])
     assert callable(node.target)
     return node.target(*args, **kwargs)

@@ -1,22 +1,22 @@
-"""How much can a linear map stretch a vector, at most?
+"""How much can a linear map, given as tensors, stretch a vector at most?
 
 Upper bounds of spectral norms, in float64 with a margin for rounding. A power iteration converges to the norm from
-below, so it may not stand in a bound. A dense matrix has its norm computed; a convolution with zero padding is a part
-of a circular convolution on a larger torus, whose norm is the largest norm of its transfer matrix over the torus's
-frequencies (Sedghi, Gupta, Long, arXiv 1805.10408). Strides become extra input channels (polyphase form), so the
-same holds for them.
+below, so it may not stand in a bound.
 
-Where the answer stops: the torus sees no border, so for small maps the bound lies some percent above the norm.
+Where the answer stops: a convolution's bound is that of a periodic one (see `geoquant.geometry.spectral_norm_bound`);
+for small maps it lies some percent above the norm.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from geoquant.geometry import spectral_norm_bound
 
 # The top eigenvalue of a Gram matrix in float64 is off by a small multiple of n·2⁻⁵³; this covers n up to 10⁵.
 _MARGIN = 1 + 1e-9
@@ -35,51 +35,53 @@ def matrix_norm_bound(matrix: Tensor) -> float:
 
 
 def convolution_norm_bound(
-    kernel: Tensor, output: Sequence[int], stride: Sequence[int], dilation: Sequence[int], groups: int = 1
+    kernel: Tensor, shape: Sequence[int], stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> float:
     """Bound the spectral norm of a zero-padded convolution operator.
 
     Args:
         kernel: (out channels, in channels / groups, *spatial).
-        output: spatial sizes of the output; padding enters only through them.
-        stride: per spatial axis.
-        dilation: per spatial axis.
-        groups: channel groups; the operator is block diagonal and the largest block counts.
+        shape: of the input, without the batch axis.
+        stride: as `torch.nn.functional.conv2d` takes it; likewise the rest.
+        padding: zeros on both sides.
+        dilation: between taps.
+        groups: channel groups.
 
-    >>> blur = torch.ones(1, 1, 3) / 3
-    >>> round(convolution_norm_bound(blur, [100], [1], [1]), 4)       # constant signals pass unchanged
+    >>> round(convolution_norm_bound(torch.ones(1, 1, 3) / 3, [1, 100]), 4)       # constant signals pass unchanged
     1.0
-    >>> round(convolution_norm_bound(torch.ones(1, 1, 2), [50], [2], [1]), 4)   # sums of disjoint pairs: √2
+    >>> round(convolution_norm_bound(torch.ones(1, 1, 2), [1, 50], stride=2), 4)   # sums of disjoint pairs: √2
     1.4142
     """
-    spatial = range(kernel.dim() - 2)
-    phases = _polyphase(_dilated(kernel.detach().double(), dilation), stride)
-    sizes = [output[axis] + phases.shape[2 + axis] - 1 for axis in spatial]
-    transfer = torch.fft.rfftn(phases, s=sizes, dim=[2 + axis for axis in spatial])
-    transfer = transfer.flatten(2).permute(2, 0, 1)
-    return max(matrix_norm_bound(block) for block in transfer.chunk(groups, dim=1))
+    axes = kernel.dim() - 2
+    kind: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    channels = kernel.shape[1] * groups
+    steps = [padding if isinstance(padding, str) else tuple(per_axis(padding, axes)), tuple(per_axis(dilation, axes))]
+    strides = tuple(per_axis(stride, axes))
+    layer = kind(channels, len(kernel), tuple(kernel.shape[2:]), strides, *steps, groups, bias=False, device="meta")
+    layer.weight = nn.Parameter(kernel.detach().double(), requires_grad=False)
+    return spectral_norm_bound(layer, tuple(shape)).value
 
 
-def _dilated(kernel: Tensor, dilation: Sequence[int]) -> Tensor:
-    """Write the zeros of a dilated kernel out."""
-    sizes = [(size - 1) * step + 1 for size, step in zip(kernel.shape[2:], dilation, strict=True)]
-    spread = kernel.new_zeros(*kernel.shape[:2], *sizes)
-    spread[_steps([0] * len(dilation), dilation)] = kernel
-    return spread
+def nonnegative_norm_bound(function: Callable[[Tensor], Tensor], example: Tensor) -> float:
+    """Bound the 2-norm of a linear map with coefficients ≥ 0 by √(largest row sum · largest column sum).
+
+    Schur's test; exact for disjoint windows.
+
+    >>> round(nonnegative_norm_bound(lambda x: x.mean(1), torch.zeros(1, 16, dtype=torch.float64)), 6)
+    0.25
+    """
+    ones = torch.ones_like(example).requires_grad_()
+    with torch.enable_grad():
+        rows = function(ones)
+        (columns,) = torch.autograd.grad(rows.sum(), ones)
+    return float((rows.detach().max() * columns.max()).sqrt()) * _MARGIN
 
 
-def _polyphase(kernel: Tensor, stride: Sequence[int]) -> Tensor:
-    """Return (out, in · ∏stride, …): tap s·a + φ of an axis becomes tap a of phase φ."""
-    parts = []
-    sizes = [-(-size // step) for size, step in zip(kernel.shape[2:], stride, strict=True)]
-    for phase in itertools.product(*map(range, stride)):
-        part = kernel[_steps(phase, stride)]
-        padded = kernel.new_zeros(*kernel.shape[:2], *sizes)
-        padded[(slice(None), slice(None), *map(slice, part.shape[2:]))] = part
-        parts.append(padded)
-    return torch.cat(parts, dim=1)
+def per_axis(value: Any, axes: int) -> list[int]:
+    """Spell out a stride, padding or kernel size that was given once for all axes.
 
-
-def _steps(starts: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
-    spatial = (slice(start, None, step) for start, step in zip(starts, steps, strict=True))
-    return (slice(None), slice(None), *spatial)
+    >>> per_axis(2, 3), per_axis([1, 2], 2)
+    ([2, 2, 2], [1, 2])
+    """
+    values = [value] if isinstance(value, int) else list(value)
+    return values * axes if len(values) == 1 else values

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geoquant.bounds.graph import Constant
+from geoquant.bounds.operator_norms import nonnegative_norm_bound
 from geoquant.bounds.outward import UNIT_FLOAT32, gamma, raised
 from geoquant.bounds.zonotope import Form, Pair, length
 
@@ -160,7 +161,7 @@ def _on_symbols(apply: Linear, weight: Tensor, symbols: Tensor) -> Tensor:
 
 def average(pair: Pair, function: Callable[[Tensor], Tensor], terms: int, context: Context) -> Pair:
     """Push a pair through a linear map with coefficients ≥ 0 (mean, sum, average pool) of `terms` terms per output."""
-    stretch = _stretch(function, pair.value.center)
+    stretch = nonnegative_norm_bound(function, pair.value.center)
 
     def push(form: Form, evaluation: Tensor) -> Form:
         mapped = form.map(function, stretch)
@@ -172,13 +173,3 @@ def average(pair: Pair, function: Callable[[Tensor], Tensor], terms: int, contex
     both = raised(volume + function(pair.error.magnitude()), terms)
     own, other = context.evaluation(volume, terms + 1), context.evaluation(both, terms + 1)
     return Pair(push(pair.value, own), push(pair.error, own + other), pair.names)
-
-
-def _stretch(function: Callable[[Tensor], Tensor], example: Tensor) -> float:
-    """Bound the 2-norm of a nonnegative linear map by √(largest row sum · largest column sum) (Schur's test)."""
-    ones = torch.ones_like(example).requires_grad_()
-    with torch.enable_grad():
-        rows = function(ones)
-        (columns,) = torch.autograd.grad(rows.sum(), ones)
-    rows = rows.detach()
-    return float((rows.max() * columns.max()).sqrt()) * (1 + 1e-9)

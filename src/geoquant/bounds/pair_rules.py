@@ -23,7 +23,7 @@ from geoquant.bounds.operator_norms import convolution_norm_bound, matrix_norm_b
 from geoquant.bounds.outward import raised
 from geoquant.bounds.pair_affine import AffineMap, Context, affine, average
 from geoquant.bounds.relaxation import maximum, negated, relu
-from geoquant.bounds.zonotope import Form, Pair, add, length
+from geoquant.bounds.zonotope import Pair, add, loosened
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
@@ -137,19 +137,11 @@ def _conv(
         return convolve(v, w, None, stride, padding, dilation, groups)
 
     shaped = bias and _each(bias, lambda one: one.reshape(-1, *[1] * (kernel.dim() - 2)))
-    axes = kernel.dim() - 2
-    strides, dilations = _per_axis(stride, axes), _per_axis(dilation, axes)
 
     def norm(w: Tensor) -> float:
-        output = apply(w, _pair(x).value.center).shape[2:]
-        return convolution_norm_bound(w, output, strides, dilations, groups)
+        return convolution_norm_bound(w, _pair(x).value.center.shape[1:], stride, padding, dilation, groups)
 
     return affine(_pair(x), AffineMap(apply, weight, shaped, kernel[0].numel(), norm), context)
-
-
-def _per_axis(value: Any, axes: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * axes if len(values) == 1 else values
 
 
 def _each(constant: Constant, function: Callable[[Tensor], Tensor]) -> Constant:
@@ -157,16 +149,26 @@ def _each(constant: Constant, function: Callable[[Tensor], Tensor]) -> Constant:
 
 
 @rule("_native_batch_norm_legit_no_training")
+def _native_batch_norm(context: Context, *args: Any) -> tuple[Pair]:
+    x, weight, bias, mean, variance, momentum, eps = args
+    return (_batch_norm(context, x, weight, bias, mean, variance, False, momentum, eps),)
+
+
+@rule("batch_norm")
 def _batch_norm(
     context: Context,
     x: Pair,
     weight: Constant | None,
     bias: Constant | None,
-    mean: Constant,
-    variance: Constant,
+    mean: Constant | None,
+    variance: Constant | None,
+    training: bool,
     momentum: float,
     eps: float,
-) -> tuple[Pair]:
+    *rest: Any,
+) -> Pair:
+    if training or mean is None or variance is None:
+        raise NotCovered("batch norm over the batch")
     one, zero = Constant(*[torch.ones_like(mean.exact)] * 2), Constant(*[torch.zeros_like(mean.exact)] * 2)
     shape = (-1, *[1] * (x.value.center.dim() - 2))
 
@@ -179,7 +181,7 @@ def _batch_norm(
     layer = AffineMap(
         lambda w, v: v * w, Constant(scale, stored_scale), Constant(shift, stored_shift), 8, _largest, uncertain=True
     )
-    return (affine(x, layer, context),)
+    return affine(x, layer, context)
 
 
 @rule("relu")
@@ -253,12 +255,7 @@ def _rounded(pair: Pair, context: Context) -> Pair:
         return pair
     volume = pair.value.magnitude()
     own, both = context.evaluation(volume, 1), context.evaluation(raised(volume + pair.error.magnitude(), 1), 1)
-    return Pair(_loosened(pair.value, own), _loosened(pair.error, own + both), pair.names)
-
-
-def _loosened(form: Form, noise: Tensor) -> Form:
-    ball = (form.ball + length(noise)) * (1 + 1e-14)
-    return Form.tightened(form.center, form.symbols, raised(form.slack + noise, 2), ball)
+    return Pair(loosened(pair.value, own), loosened(pair.error, own + both), pair.names)
 
 
 @rule("mul")

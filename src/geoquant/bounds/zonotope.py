@@ -103,21 +103,30 @@ def outward(center: Tensor, reach: Tensor) -> tuple[Tensor, Tensor]:
     return center - reach - margin, center + reach + margin
 
 
-def box(center: Tensor, radius: Tensor, symbols: bool = True) -> Form:
+def box(center: Tensor, radius: Tensor, symbols: int) -> Form:
     """Return the box {x : |x − center| ≤ radius} with one symbol per element that can move.
 
     Args:
         center: float64, with a batch dimension of 1.
         radius: float64, the shape of center; at least 0.
-        symbols: False keeps the box in `slack`, for plain interval bounds.
+        symbols: at most so many; the elements that can move least stay in the remainder. 0 gives plain intervals.
 
-    >>> form = box(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64))
+    >>> form = box(torch.zeros(1, 3, dtype=torch.float64), torch.tensor([[1.0, 0.0, 2.0]], dtype=torch.float64), 9)
     >>> form.symbols.shape, [round(float(v), 6) for v in form.reach()[0]]
     (torch.Size([2, 1, 3]), [1.0, 0.0, 2.0])
     """
-    if not symbols:
-        return Form(center, center.new_zeros(0, *center.shape), radius, length(radius))
-    return Form(center, unit_rows(radius, radius.flatten().nonzero()[:, 0]), torch.zeros_like(center), 0.0)
+    flat = radius.flatten()
+    places = flat.topk(min(symbols, len(flat))).indices.sort().values
+    places = places[flat[places] > 0]
+    rest = flat.clone()
+    rest[places] = 0
+    return Form.tightened(center, unit_rows(radius, places), rest.reshape(radius.shape), length(rest))
+
+
+def loosened(form: Form, noise: Tensor) -> Form:
+    """Add a further unknown vector, bounded by `noise` per element, to the remainder."""
+    ball = (form.ball + length(noise)) * (1 + 1e-14)
+    return Form.tightened(form.center, form.symbols, raised(form.slack + noise, 2), ball)
 
 
 def unit_rows(values: Tensor, places: Tensor) -> Tensor:
