@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from allocation.problems import enumerate_selections, random_problem
@@ -104,9 +104,9 @@ def test_fixing_a_forbidden_choice_is_refused() -> None:
 def test_merging_keeps_values_costs_and_feasibility(seed: int, objective: str) -> None:
     """Every selection of the merged problem is worth, and costs, what its expansion does; none is lost."""
     draw = np.random.default_rng(seed)
-    problem = replace(random_problem(draw, 4, 3, 2, objective, room=2.0), groups=((2, 0),))
-    if not problem.mask[[0, 2]].all(axis=0).any():
-        return
+    problem = random_problem(draw, 4, 3, 2, objective, room=2.0)
+    assume(problem.mask[[0, 2]].all(axis=0).any())
+    problem = replace(problem, groups=((2, 0),))
     merged = problem.merged()
     seen = set()
     for selection in enumerate_selections(merged.problem):

@@ -167,10 +167,10 @@ def _branch(core: Core, state: _State, relative_gap: float) -> None:
     if gap <= 0:
         state.close()
         return
-    aim = min(1.0, relative_gap * abs(state.value) / gap)
-    answer = highs.branch(core.instance, inner.reduced, inner.prices, gap, aim, NODES)
-    proven = answer.bound if not answer.infeasible else 1 - highs.TOLERANCE * (len(core.sites) + 1)
-    bound = math.fsum([*settled, inner.bound, gap * min(max(proven, 0.0), 1.0)])
+    answer = highs.branch(core.instance, gap, NODES, relative_gap, math.fsum(settled))
+    if answer.infeasible:  # numerically lost: the incumbent itself lies in the core
+        return
+    bound = math.fsum([*settled, max(answer.bound, inner.bound)])
     found = None
     if answer.selection is not None:
         found = exchange.repair(core.instance, answer.selection, inner.reduced)

@@ -101,7 +101,7 @@ def any_feasible(instance: Instance) -> Found:
     for attempt in range(TIGHTENINGS):
         if selection is not None:
             return Found(selection)
-        answer = highs.branch(tight, free, np.zeros(len(tight.capacity)), 1.0, 0.0, NODES)
+        answer = highs.branch(replace(tight, damage=free), 1.0, NODES)
         if answer.selection is None:
             return Found(None, impossible=answer.infeasible and attempt == 0)
         # HiGHS may overshoot a large integer capacity by its tolerance: mend that, or ask for less
