@@ -117,13 +117,8 @@ def _probed(model: nn.Module, batches: Batches, seconds: float, part: Any, share
     exact = gauss_newton_traces(model, batches, sites)
     one_round, _ = timed(lambda: probe_traces(objective, part, ROUND, 1, lambda _: False, shared=shared))
     rounds = max(2, int(seconds / one_round))
-    with peak_memory() as grown:
-        spent, (mean, _) = timed(
-            lambda: probe_traces(objective, part, rounds * ROUND, 0, lambda _: False, shared=shared)
-        )
-        memory = grown()
+    spent, (mean, _) = timed(lambda: probe_traces(objective, part, rounds * ROUND, 0, lambda _: False, shared=shared))
     return {
-        "memory_mb": memory,
         "probes": mean.count,
         "seconds": spent,
         "seconds_per_probe": spent / mean.count,
