@@ -23,6 +23,7 @@ from geoquant.allocation.sweep import sweep
 from geoquant.errors import BudgetError
 
 RELATIVE_GAP = 1e-6
+TIED = 1e-13
 WIDE_CORE = 200
 """Cores of more sites than this are closed to `WIDE_GAP` only, where HiGHS has to do it."""
 WIDE_GAP = 1e-4
@@ -148,6 +149,8 @@ def _sweeps(instance: Instance, relaxed: Relaxation, state: _State) -> str | Non
         if core is None:
             state.close()
             return "optimal: no choice outside has a reduced cost below the gap"
+        if state.within(TIED):
+            return "optimal: the bound meets the selection within rounding"
         if len(core.sites) * states > WORK:
             return None
         swept = sweep(core.instance, rest_of(state.chosen, core.offset(instance.damage)), states)
