@@ -24,6 +24,7 @@ from geoquant.errors import BudgetError
 
 RELATIVE_GAP = 1e-6
 TIED = 1e-13
+"""Bound and selection this close, relatively, differ by rounding only."""
 WIDE_CORE = 200
 """Cores of more sites than this are closed to `WIDE_GAP` only, where HiGHS has to do it."""
 WIDE_GAP = 1e-4
@@ -150,6 +151,7 @@ def _sweeps(instance: Instance, relaxed: Relaxation, state: _State) -> str | Non
             state.close()
             return "optimal: no choice outside has a reduced cost below the gap"
         if state.within(TIED):
+            state.close()
             return "optimal: the bound meets the selection within rounding"
         if len(core.sites) * states > WORK:
             return None
