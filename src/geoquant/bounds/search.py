@@ -20,6 +20,24 @@ from geoquant.errors import GeoquantError
 _BATCH = 2048
 
 
+def change_size(change: Tensor, norm: str) -> Tensor:
+    """Measure output changes (N, …) per row: the ``"largest"`` absolute output change or its ``"euclidean"`` norm.
+
+    Raises:
+        GeoquantError: an unknown norm.
+
+    >>> change = torch.tensor([[3.0, -4.0]])
+    >>> change_size(change, "largest").item(), change_size(change, "euclidean").item()
+    (4.0, 5.0)
+    """
+    if norm == "largest":
+        return change.flatten(1).abs().amax(1)
+    if norm == "euclidean":
+        sizes: Tensor = torch.linalg.vector_norm(change.flatten(1), dim=1)
+        return sizes
+    raise GeoquantError(f"a change is measured by its 'largest' output or 'euclidean' norm, got '{norm}'")
+
+
 def sampled_error(
     model: nn.Module,
     quantized: nn.Module,
@@ -27,9 +45,10 @@ def sampled_error(
     radius: float | Tensor,
     *,
     samples: int = 1000,
+    norm: str = "largest",
     seed: int = 0,
 ) -> Tensor:
-    """Return the largest output change over random points of each box; float64 (N,).
+    """Return the size of the largest output change over random points of each box; float64 (N,).
 
     Args:
         model: the float model, in eval mode.
@@ -37,6 +56,7 @@ def sampled_error(
         inputs: (N, …) centers of the boxes.
         radius: half width, a number or broadcastable against `inputs`.
         samples: points per box: half uniform in the box, half on its corners.
+        norm: see `change_size`.
         seed: of the points.
 
     Raises:
@@ -57,7 +77,7 @@ def sampled_error(
             noise = torch.rand(min(_BATCH, samples - start), *center.shape, dtype=torch.float64, generator=generator)
             noise = noise * 2 - 1
             noise[1::2] = noise[1::2].sign()
-            worst = torch.maximum(worst, _change(*pair, center + reach * noise).abs().max())
+            worst = torch.maximum(worst, change_size(_change(*pair, center + reach * noise), norm).max())
         found.append(worst)
     return torch.stack(found)
 
@@ -70,9 +90,10 @@ def attacked_error(
     *,
     restarts: int = 2,
     steps: int = 40,
+    norm: str = "largest",
     seed: int = 0,
 ) -> Tensor:
-    """Return the largest output change that PGD finds in each box; float64 (N,).
+    """Return the size of the largest output change that PGD finds in each box; float64 (N,).
 
     Every output is attacked upward and downward, `restarts` times each, so a box gets 2 · outputs · restarts attacks.
 
@@ -83,6 +104,7 @@ def attacked_error(
         radius: half width, a number or broadcastable against `inputs`.
         restarts: random starting points per output and direction; the first start is the center.
         steps: of sign-gradient ascent, half the radius at first and shrinking to a fiftieth.
+        norm: see `change_size`; the attack climbs single outputs whichever is measured.
         seed: of the starting points.
 
     Raises:
@@ -91,7 +113,7 @@ def attacked_error(
     if restarts < 1 or steps < 0:
         raise GeoquantError(f"at least one restart and no negative steps are needed, got {restarts} and {steps}")
     pair, generator = _wide(model, quantized), torch.Generator().manual_seed(seed)
-    return torch.stack([_attack(pair, *one, restarts, steps, generator) for one in _boxes(inputs, radius)])
+    return torch.stack([_attack(pair, *one, restarts, steps, norm, generator) for one in _boxes(inputs, radius)])
 
 
 def _attack(
@@ -100,6 +122,7 @@ def _attack(
     reach: Tensor,
     restarts: int,
     steps: int,
+    norm: str,
     generator: torch.Generator,
 ) -> Tensor:
     outputs = _change(*pair, center[None]).numel()
@@ -117,7 +140,7 @@ def _attack(
             pace = max(0.5 * 0.9**step, 0.02)
             moved = points.detach() + pace * reach * slope.sign()
             points = torch.minimum(torch.maximum(moved, center - reach), center + reach)
-        worst.append(_change(*pair, points.detach()).abs().max())
+        worst.append(change_size(_change(*pair, points.detach()), norm).max())
     return torch.stack(worst).max()
 
 
