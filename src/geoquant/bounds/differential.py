@@ -1,9 +1,9 @@
 """How far can the quantized network be from the float one, for every input of a box?
 
 Both networks are propagated as one pair: the set of float values x, and the set of differences d = x̂ − x, as forms that
-share their symbols (see `zonotope`). The result holds for every point of the box, in exact arithmetic on the stored
-weights; outward rounding covers the arithmetic of the bound itself. With ``arithmetic="float32"`` it also covers the
-rounding of both networks when they run in float32, whatever the order of summation.
+share their symbols (see `zonotope`). The result holds for every point of the box, for the two real functions and for
+their evaluation in float64; outward rounding covers the arithmetic of the bound itself. With ``arithmetic="float32"``
+it holds for their evaluation in float32, whatever the order of summation.
 
 Where the answer stops: piecewise linear networks (see `pair_rules`). On deep networks that were not trained for it,
 relaxations of many kinks add up and the bound, though true, may say little; print it beside `error_observed`.
@@ -19,10 +19,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from geoquant.bounds.graph import Constant, Graph, interpret, trace_pair
+from geoquant.bounds.outward import UNIT_FLOAT32, UNIT_FLOAT64
 from geoquant.bounds.pair_affine import Context
 from geoquant.bounds.pair_rules import transform
 from geoquant.bounds.zonotope import Form, Pair, box
 from geoquant.errors import DataError, GeoquantError
+
+_UNITS = {"float64": UNIT_FLOAT64, "float32": UNIT_FLOAT32}
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class DifferentialBound:
         upper: float64, the same shape: nor larger. Infinite where something is not covered.
         not_covered: names of the layers and operations that have no rule; empty when the bound holds.
         symbols: the most symbols any tensor had.
-        arithmetic: "exact" or "float32", whose evaluation of the networks the bound covers.
+        arithmetic: "float64" or "float32", in which the networks may run.
     """
 
     lower: Tensor
@@ -56,7 +59,7 @@ def differential_bound(
     radius: float | Tensor,
     *,
     symbols: int = 4096,
-    arithmetic: str = "exact",
+    arithmetic: str = "float64",
 ) -> DifferentialBound:
     """Bound f̂ − f over the boxes |x − inputs[n]| ≤ radius.
 
@@ -66,7 +69,7 @@ def differential_bound(
         inputs: (N, …) centers of the boxes.
         radius: half width of the box, a number or a tensor that broadcasts against `inputs`, in input units.
         symbols: most symbols per tensor; 0 gives plain interval bounds of the pair.
-        arithmetic: "exact" bounds the two real functions, "float32" their evaluation in float32.
+        arithmetic: "float64" or "float32", in which the networks may run; the real functions are always covered.
 
     Raises:
         DataError: inputs or radius are not finite, empty, or the radius is negative.
@@ -81,13 +84,13 @@ def differential_bound(
     >>> round(float(result.lower), 9), round(float(result.upper), 9)
     (0.45, 0.55)
     """
-    if arithmetic not in ("exact", "float32"):
-        raise GeoquantError(f"arithmetic is 'exact' or 'float32', got '{arithmetic}'")
+    if arithmetic not in _UNITS:
+        raise GeoquantError(f"arithmetic is 'float64' or 'float32', got '{arithmetic}'")
     if symbols < 0:
         raise GeoquantError(f"the number of symbols must be at least 0, got {symbols}")
     centers, radii = _checked(inputs, radius)
     graph = trace_pair(model, quantized, inputs[:1])
-    context = Context(symbols, arithmetic == "float32")
+    context = Context(symbols, _UNITS[arithmetic])
     results = [_bound_one(graph, centers[n : n + 1], radii[n : n + 1], context) for n in range(len(centers))]
     lower, upper, names, used = zip(*results, strict=True)
     return DifferentialBound(torch.cat(lower), torch.cat(upper), names[0], max(used), arithmetic)

@@ -1,9 +1,9 @@
 """What does an affine layer do to a pair (x, d = x̂ − x) of forms?
 
 It is exact: x becomes Wx + b and d becomes Ŵd + (Ŵ − W)x + (b̂ − b), symbol by symbol. Only rounding adds to the
-remainder: that of the bound's own float64 arithmetic always, that of both networks' float32 arithmetic when asked.
+remainder: that of the bound's own float64 arithmetic, and that of the two networks when they run.
 
-Where the answer stops: float32 rounding is bounded for sums in any order, see `outward`.
+Where the answer stops: rounding is bounded for sums in any order, see `outward` for what that leaves out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geoquant.bounds.graph import Constant
 from geoquant.bounds.operator_norms import nonnegative_norm_bound
-from geoquant.bounds.outward import UNIT_FLOAT32, gamma, raised
+from geoquant.bounds.outward import gamma, raised
 from geoquant.bounds.zonotope import Form, Pair, length
 
 Linear = Callable[[Tensor, Tensor], Tensor]
@@ -59,14 +59,14 @@ class Context:
 
     Attributes:
         cap: most symbols a tensor may have; further error terms stay in the remainder.
-        float32: also cover the rounding of both networks when they run in float32.
+        unit: unit roundoff of the arithmetic in which the two networks run.
         used: symbol names handed out so far.
         norms: norm bounds of exact weight, stored weight and change, by the weight's identity (it is kept alive
             here) and the shape of the input.
     """
 
     cap: int
-    float32: bool
+    unit: float
     used: int = 0
     norms: dict[tuple[int, ...], tuple[Constant, tuple[float, float, float]]] = field(default_factory=dict)
 
@@ -76,10 +76,8 @@ class Context:
         return torch.arange(self.used - count, self.used)
 
     def evaluation(self, magnitude: Tensor, terms: int) -> Tensor:
-        """Bound the float32 rounding error of sums of `terms` terms whose absolute values add up to `magnitude`."""
-        if not self.float32:
-            return torch.zeros_like(magnitude)
-        return raised(gamma(terms, UNIT_FLOAT32) * magnitude, 3)
+        """Bound the networks' rounding error in sums of `terms` terms whose absolute values add up to `magnitude`."""
+        return raised(gamma(terms, self.unit) * magnitude, 3)
 
     def norms_of(self, layer: AffineMap, shape: torch.Size) -> tuple[float, float, float]:
         """Bound the spectral norms of a layer's exact map, stored map and change."""
@@ -131,7 +129,7 @@ def _error_image(pair: Pair, layer: AffineMap, noise: Tensor, norms: tuple[float
 
 
 def _rounding(pair: Pair, layer: AffineMap, context: Context) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-    """Bound what rounding can change: in our own x and d, and in the float32 runs of either network."""
+    """Bound what rounding can change: in our own x and d, and in the run of either network."""
     exact, stored = layer.weight.exact.abs(), layer.weight.stored.abs()
     nothing = torch.zeros((), dtype=torch.float64)
     bias, stored_bias = (nothing, nothing) if layer.bias is None else (layer.bias.exact.abs(), layer.bias.stored.abs())
@@ -146,8 +144,6 @@ def _rounding(pair: Pair, layer: AffineMap, context: Context) -> tuple[tuple[Ten
         error_volume = error_volume + bias + stored_bias
     factor = gamma(layer.terms + 4)
     noises = raised(factor * volume, 2), raised(factor * raised(error_volume, layer.terms + 3), 2)
-    if not context.float32:
-        return noises, nothing, nothing
     both = raised(layer.apply(stored, reach + error_reach) + stored_bias, layer.terms + 2)
     return noises, context.evaluation(volume, layer.terms + 1), context.evaluation(both, layer.terms + 1)
 

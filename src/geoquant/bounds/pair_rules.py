@@ -250,9 +250,7 @@ def _scaled(value: Any, factor: float) -> Any:
 
 
 def _rounded(pair: Pair, context: Context) -> Pair:
-    """Add what one float32 addition in each network can lose."""
-    if not context.float32:
-        return pair
+    """Add what one addition in each network can lose."""
     volume = pair.value.magnitude()
     own, both = context.evaluation(volume, 1), context.evaluation(raised(volume + pair.error.magnitude(), 1), 1)
     return Pair(loosened(pair.value, own), loosened(pair.error, own + both), pair.names)
