@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoquant.bounds.bits import (
@@ -53,6 +53,7 @@ def test_affine_maps_attain_the_first_order_bound():
         assert (best <= tolerance * (1 + 1e-9)) == (bits >= need)
 
 
+@settings(deadline=None)
 @given(positive, st.floats(min_value=0.5, max_value=20))
 def test_at_a_critical_point_the_middle_of_the_image_is_best(second_derivative: float, bits: float):
     step = 1.0 / 2**bits
@@ -87,6 +88,7 @@ def test_another_information_model_escapes_the_bound():
     assert "algorithm" not in need.claim
 
 
+@settings(deadline=None)
 @given(positive, positive, positive, st.floats(min_value=0, max_value=100), st.floats(min_value=0, max_value=100))
 def test_sufficient_bits_meet_the_tolerance_exactly(
     tolerance: float, size: float, lipschitz: float, curvature: float, output: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoquant.bounds.functional import ErrorFunctional, compose, compose_counting_twice
@@ -33,6 +33,7 @@ def apply(weights: list[np.ndarray], x: np.ndarray) -> np.ndarray:
     return x
 
 
+@settings(deadline=None)
 @given(functionals, functionals, functionals, finite)
 def test_composition_is_application(a: ErrorFunctional, b: ErrorFunctional, c: ErrorFunctional, e: float):
     assert (a @ b)(e) == pytest.approx(a(b(e)))
@@ -69,6 +70,7 @@ def test_misaligned_matrices_make_the_bound_strict():
     assert affine_chain_functional(exact, stored, x)(0.0) == pytest.approx(5.0)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 4))
 def test_random_chains_never_exceed_the_bound(seed: int, depth: int):
     rng = np.random.default_rng(seed)
@@ -88,6 +90,7 @@ def test_mixing_exact_constants_with_clean_errors_is_unsound():
     assert affine_chain_functional(exact, stored, x)(0.0) == 3.0
 
 
+@settings(deadline=None)
 @given(functionals, functionals, finite)
 def test_counting_twice_is_never_below_the_sound_law(outer: ErrorFunctional, inner: ErrorFunctional, e: float):
     excess = compose_counting_twice(outer, inner)(e) - (outer @ inner)(e)
