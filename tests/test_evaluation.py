@@ -92,3 +92,29 @@ def test_missing_targets_are_named() -> None:
         evaluate(small_net(), [])
     with pytest.raises(DataError, match="do not fit"):
         evaluate(small_net(), [(torch.zeros(2, 1, 8, 8), torch.zeros(3, dtype=torch.long))])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_causal_language_models_are_scored_as_transformers_scores_them(padded: bool) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    tokens = torch.randint(0, 50, (3, 9))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": tokens.clone()}
+    if padded:
+        batch["attention_mask"][1, 6:] = 0
+        batch["labels"][1, 6:] = -100
+    result = evaluate(model, [batch])
+    with torch.no_grad():
+        wanted = float(model(**batch).loss)
+    assert result.cross_entropy.value == pytest.approx(wanted, rel=1e-5)
+    assert result.predictions == (3 * 8 - 3 if padded else 3 * 8)

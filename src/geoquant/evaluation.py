@@ -140,7 +140,7 @@ def evaluate(
         raise DataError("there is no batch to evaluate on; expected at least one (inputs, targets) pair")
     with inference(model), task("evaluating", len(batches)) as advance:
         for index, batch in enumerate(batches):
-            targets = targets_of(batch)
+            targets = targets_of(batch, model)
             if targets is None:
                 raise DataError("cannot evaluate without targets: expected (inputs, targets) pairs or 'labels'")
             found = predict(model, batch, forward).float()

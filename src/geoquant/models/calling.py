@@ -20,6 +20,7 @@ from geoquant.errors import DataError, ModelError
 Forward = Callable[[nn.Module, Any], Tensor]
 
 _TARGET_KEYS = ("labels", "label", "targets")
+_SHIFTING_MODELS = ("ForCausalLM", "LMHeadModel")
 _BATCH_FORMS = "a tensor, an (inputs, targets) pair or a mapping of keyword arguments"
 
 
@@ -75,18 +76,26 @@ def logits_of(output: Any) -> Tensor:
     return candidate
 
 
-def targets_of(batch: Any) -> Tensor | None:
+def targets_of(batch: Any, model: nn.Module | None = None) -> Tensor | None:
     """Return the targets of a batch, or None where it has none.
+
+    Hugging Face's causal language models are given labels that stand at their own tokens and shift them
+    inside. With such a `model`, the targets come back beside the logits that predict them: moved one token
+    to the left, with -100 (not scored) at the end.
 
     >>> targets_of({"input_ids": torch.zeros(1, 2), "labels": torch.tensor([1])})
     tensor([1])
     """
     if _is_pair(batch):
         return batch[1] if isinstance(batch[1], Tensor) else None
-    if isinstance(batch, Mapping):
-        found = next((batch[key] for key in _TARGET_KEYS if batch.get(key) is not None), None)
-        return found if isinstance(found, Tensor) else None
-    return None
+    if not isinstance(batch, Mapping):
+        return None
+    found = next((batch[key] for key in _TARGET_KEYS if batch.get(key) is not None), None)
+    if not isinstance(found, Tensor):
+        return None
+    if model is None or found.dim() != 2 or not type(model).__name__.endswith(_SHIFTING_MODELS):
+        return found
+    return torch.nn.functional.pad(found[:, 1:], (0, 1), value=-100)
 
 
 def prediction_mask(batch: Any, logits: Tensor) -> Tensor | None:
