@@ -4,8 +4,8 @@ For L-smooth f and η ≤ 1/L, the step θ⁺ = θ − η(∇f(θ) + e) has f(θ
 guaranteed while the gradient is longer than its error. For the weights' forward rounding δ alone, ‖e‖ ≤ L‖δ‖. A
 schedule built on it has a proven descent condition, and no more: low precision early and high late is to be measured.
 
-Where the answer stops: one step, in exact arithmetic but for e. Weights that are *stored* on the grid add the dead zone.
-The condition is sufficient, and tight: ½λx² stalls at x just under half a step, where ‖∇f‖ = L‖δ‖. Source:
+Where the answer stops: one step, in exact arithmetic but for e. Weights *stored* on the grid add the dead zone. The
+condition is sufficient, and tight: ½λx² stalls at x just under half a step, where ‖∇f‖ = L‖δ‖. Source:
 docs/sources.md, "End-to-End QAT via Numerical Geometry"; the sound form is derived there.
 """
 
