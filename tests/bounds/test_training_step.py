@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geoquant.bounds.descent import (
+from geoquant.bounds.descent_condition import (
     coupled_rule,
     dead_zone,
     descent,

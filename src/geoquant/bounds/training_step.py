@@ -6,8 +6,8 @@ F and B are error functionals; an update has several kinds of state (weights, mo
 functional is a small matrix. ``(adam(…) @ backward @ forward).step()`` is the functional of the whole step.
 
 Where the answer stops: these are bounds of the distance to the exact step, which grow over steps. Whether training goes
-*down* is another question, see `descent`. Source: docs/sources.md, "End-to-End QAT via Numerical Geometry"; the seed's
-single Lipschitz constant of the step is replaced by these matrices.
+*down* is another question, see `descent_condition`. Source: docs/sources.md, "End-to-End QAT via Numerical Geometry";
+the seed's single Lipschitz constant of the step is replaced by these matrices.
 """
 
 from __future__ import annotations
