@@ -121,11 +121,10 @@ def main() -> None:
                 plans |= guided_plans(other, family, ["milp"])
             points += [(seed, point) for point in sweep(model, plans, test)]
             print(f"calibration set {seed}: {len(plans)} plans done", flush=True)
-    table = rows(points)
-    for row in table:
+            write_results(arguments, {"rows": rows(points), "seconds": costs})  # what is measured is kept
+    for row in rows(points):
         name = f"{row['method']:55s} {row['label']:>9s} {row['average_bits']:6.3f}"
         print(f"{name} {row['accuracy']:6.2f} ± {row['spread']}")
-    write_results(arguments, {"rows": table, "seconds": costs})
 
 
 if __name__ == "__main__":
