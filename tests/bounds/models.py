@@ -48,6 +48,22 @@ class Pooled(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Rearranged(nn.Module):
+    """Permutations, views, repeated features, differences and constant factors, with a buffer that normalises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([0.1, -0.2, 0.3]))
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(16, 3)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ((x - self.shift) / 0.7).permute(0, 2, 1).reshape(x.size(0), -1)
+        x = F.relu6(self.first(x) * self.scale) - 0.5 * F.relu(-self.first(x))
+        x = x.unsqueeze(1).expand(-1, 2, -1).reshape(x.size(0), -1)
+        return 1 - self.second(x).view(-1, 3)
+
+
 class Attention(nn.Module):
     """A pre-norm encoder layer on token ids."""
 

@@ -32,7 +32,7 @@ def best_error_with_outputs(values: np.ndarray, count: int) -> float:
 
 
 def test_the_parabola_needs_2000_outputs_and_1999_cannot_do():
-    values = 0.5 * 8 * np.linspace(-1, 1, 20_001) ** 2
+    values = 0.5 * 8 * np.linspace(-1, 1, 4001) ** 2
     needed = necessary_outputs(4.0, 2.0, 1e-3)
     assert needed == 2000
     assert best_error_with_outputs(values, 2000) == pytest.approx(1e-3)

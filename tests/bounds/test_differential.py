@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bounds.models import Attention, Pooled, Residual, perturbed, seeded, settled
+from bounds.models import Attention, Pooled, Rearranged, Residual, perturbed, seeded, settled
 from geoquant.bounds.differential import differential_bound
 from geoquant.bounds.graph import Constant
 from geoquant.bounds.pair_affine import Context
@@ -23,6 +23,7 @@ NETS = {
     "mlp": (lambda: seeded(None, 6, 12, 10, 3), (6,)),
     "residual": (lambda: seeded(Residual), (2, 6, 6)),
     "pooled": (lambda: seeded(Pooled), (1, 9, 9)),
+    "rearranged": (lambda: seeded(Rearranged), (2, 3)),
 }
 
 
@@ -78,6 +79,7 @@ def test_no_point_exceeds_the_bound(name: str, size: float, radius: float):
     attacked = float(attacked_error(model, quantized, center, radius, restarts=2, steps=20))
     for symbols in (0, 40, 4096):
         result = differential_bound(model, quantized, center, radius, symbols=symbols)
+        assert result.not_covered == ()
         assert torch.all((result.lower <= values) & (values <= result.upper))
         assert attacked <= float(result.largest)
 
@@ -110,6 +112,25 @@ def test_float32_evaluation_is_covered_when_asked_and_only_then():
     covering = differential_bound(model, quantized, center, 0.01, arithmetic="float32")
     assert float(seen) <= float(covering.largest)
     assert float(seen) > float(exact.largest)  # the negative twin: rounding of the run exceeds the real functions' gap
+
+
+def test_a_batch_norm_whose_shift_cancels_still_rounds():
+    # γ(x − μ)/σ + β with β = γμ/σ: the folded shift is 0, but float32 computes it as a difference of two large numbers.
+    norm = nn.BatchNorm2d(4).eval()
+    norm.running_mean.fill_(9999.7)
+    norm.running_var.copy_(torch.tensor([0.7, 1.3, 2.1, 3.3]))
+    norm.bias.data = norm.running_mean / (norm.running_var + norm.eps).sqrt()
+    quantized, center = perturbed(norm, 1e-7), torch.rand(1, 4, 2, 2)
+    with torch.no_grad():
+        seen = (quantized(center) - norm(center)).abs().max()
+    assert float(seen) <= float(differential_bound(norm, quantized, center, 0.0, arithmetic="float32").largest)
+
+
+def test_models_and_inputs_may_differ_in_precision():
+    model = seeded(None, 4, 6, 2)
+    quantized, center = perturbed(model, 0.1), torch.randn(1, 4)
+    single = differential_bound(model, quantized, center.double(), 0.1).largest
+    assert torch.equal(single, differential_bound(model.double(), quantized.double(), center, 0.1).largest)
 
 
 def test_the_bound_is_not_twice_the_bound_of_one_network():

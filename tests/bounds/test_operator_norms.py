@@ -11,10 +11,10 @@ from geoquant.bounds.operator_norms import convolution_norm_bound, matrix_norm_b
 
 CASES = [
     # channels in, out, groups, kernel, stride, padding, dilation, input size
-    (3, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1), (12, 12)),
-    (2, 4, 2, (3, 3), (2, 2), (1, 1), (1, 1), (11, 13)),
+    (3, 4, 1, (3, 3), (1, 1), (1, 1), (1, 1), (9, 9)),
+    (2, 4, 2, (3, 3), (2, 2), (1, 1), (1, 1), (9, 11)),
     (2, 2, 1, (5, 3), (2, 3), (0, 1), (1, 1), (12, 14)),
-    (2, 3, 1, (3, 3), (1, 1), (2, 2), (2, 2), (10, 10)),
+    (2, 3, 1, (3, 3), (1, 1), (2, 2), (2, 2), (8, 8)),
     (3, 2, 1, (1, 1), (2, 2), (0, 0), (1, 1), (9, 9)),
     (1, 3, 1, (2, 2), (1, 1), (0, 0), (1, 1), (4, 4)),
 ]
@@ -30,7 +30,7 @@ def dense_norm(kernel: torch.Tensor, size: tuple[int, int], stride, padding, dil
 @pytest.mark.parametrize("case", CASES)
 def test_the_bound_lies_just_above_the_norm_of_the_real_operator(case):
     inputs, outputs, groups, kernel_size, stride, padding, dilation, size = case
-    for seed in range(5):
+    for seed in range(2):
         generator = torch.Generator().manual_seed(seed)
         kernel = torch.randn(outputs, inputs // groups, *kernel_size, dtype=torch.float64, generator=generator)
         norm = dense_norm(kernel, size, stride, padding, dilation, groups)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bounds.models import Attention, Pooled, Residual, mlp, perturbed, seeded, settled
+from bounds.models import Attention, Pooled, Rearranged, Residual, mlp, perturbed, seeded, settled
 from geoquant.bounds.trace import trace_functionals
 from geoquant.errors import DataError, ModelError
 
@@ -17,6 +17,7 @@ BUILT = {
     "mlp": (lambda: seeded(None, 5, 7, 6, 3), (5,)),
     "residual": (lambda: seeded(Residual), (2, 8, 8)),
     "pooled": (lambda: seeded(Pooled), (1, 9, 9)),
+    "rearranged": (lambda: seeded(Rearranged), (2, 3)),
     "smooth": (
         lambda: settled(
             nn.Sequential(

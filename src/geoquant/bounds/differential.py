@@ -99,7 +99,7 @@ def differential_bound(
 def _checked(inputs: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     if inputs.dim() == 0 or len(inputs) == 0 or not inputs.is_floating_point():
         raise DataError(f"a box needs a non-empty batch of real inputs, got {tuple(inputs.shape)} of {inputs.dtype}")
-    centers = inputs.detach().double()
+    centers = inputs.detach().cpu().double()
     radii = torch.as_tensor(radius, dtype=torch.float64).expand_as(centers).contiguous()
     if not (centers.isfinite().all() and radii.isfinite().all() and bool((radii >= 0).all())):
         raise DataError("inputs and radius must be finite, and the radius at least 0")

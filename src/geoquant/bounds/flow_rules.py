@@ -79,8 +79,9 @@ def _result(node: fx.Node, args: list[Any], kwargs: dict[str, Any], label: str) 
         return args[0][args[1]]
     if name == "dropout" and not args[2]:
         return args[0]
-    flows = [flow for flow in _flatten(args) if isinstance(flow, Flow)]
-    if all(flow.still for flow in flows) and _constants_agree(args):
+    leaves = _flatten([args, list(kwargs.values())])
+    flows = [flow for flow in leaves if isinstance(flow, Flow)]
+    if all(flow.still for flow in flows) and all(one.same for one in leaves if isinstance(one, Constant)):
         return _unchanged(node, args, kwargs, flows[0])
     if name in _CONSTANTS:
         return _lipschitz(node, args, kwargs, _CONSTANTS[name])
@@ -106,10 +107,6 @@ def _flatten(args: Any) -> list[Any]:
     if isinstance(args, (list, tuple)):
         return [leaf for one in args for leaf in _flatten(one)]
     return [args]
-
-
-def _constants_agree(args: list[Any]) -> bool:
-    return all(constant.same for constant in _flatten(args) if isinstance(constant, Constant))
 
 
 def _wide(value: Any) -> Any:
@@ -221,6 +218,11 @@ def _add(label: str, left: Any, right: Any, alpha: float = 1) -> Flow:
 @rule("sub")
 def _sub(label: str, left: Any, right: Any, alpha: float = 1) -> Flow:
     return _sum(label, left, right, -alpha)
+
+
+@rule("rsub")
+def _rsub(label: str, left: Any, right: Any, alpha: float = 1) -> Flow:
+    return _sum(label, right, left, -alpha)
 
 
 def _sum(label: str, left: Any, right: Any, factor: float) -> Flow:

@@ -20,6 +20,8 @@ from geoquant.bounds.graph import Constant, NotCovered
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
+_MARGIN = 1e-12
+
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
     """Register a rule under operation names."""
@@ -60,24 +62,32 @@ def affine(
     weight: Constant,
     bias: Constant | None,
     label: str,
-    norm: Any,
+    norm: Callable[[Tensor], float],
 ) -> Flow:
     """Apply an affine layer: exact map W, stored map Ŵ, own error ‖(Ŵ − W)x + b̂ − b‖ over the ball."""
-    key = (id(weight), *flow.center.shape)
-    if key not in flow.norms:
-        change = weight.stored - weight.exact
-        exact = norm(weight.exact)
-        # The constant is kept with its norms, so that its id stays taken.
-        flow.norms[key] = (
-            (exact, exact, 0.0, weight) if weight.same else (exact, norm(weight.stored), norm(change), weight)
-        )
-    exact, stored, moved, _ = flow.norms[key]
+    exact, stored, moved = _norms(flow, weight, norm)
     center = apply(weight.exact, flow.center)
     own = apply(weight.stored - weight.exact, flow.center)
     if bias is not None:
         center, own = center + bias.exact, own + (bias.stored - bias.exact)
-    local = float(torch.linalg.vector_norm(own)) + moved * flow.spread
+    # The margin covers the rounding of activations and of this sum, neither of which is exact.
+    margin = _MARGIN * float(torch.linalg.vector_norm(flow.center))
+    local = float(torch.linalg.vector_norm(own)) + moved * (flow.spread + margin)
     return flow.through(center, exact, stored, label, local)
+
+
+def _norms(flow: Flow, weight: Constant, norm: Callable[[Tensor], float]) -> tuple[float, float, float]:
+    """Bound the norms of the exact map, the stored map and their difference; they do not depend on the input."""
+    key = (id(weight), *flow.center.shape)
+    if key not in flow.norms:
+        exact = stored = norm(weight.exact)
+        moved = 0.0
+        if not weight.same:
+            stored, moved = norm(weight.stored), norm(weight.stored - weight.exact)
+        # The constant is kept with its norms, so that its id stays taken.
+        flow.norms[key] = (weight, (exact, stored, moved))
+    norms: tuple[float, float, float] = flow.norms[key][1]
+    return norms
 
 
 def growth(before: Tensor, after: Tensor) -> float:

@@ -75,7 +75,7 @@ def operation(node: fx.Node) -> str:
 
 
 def trace_pair(model: nn.Module, quantized: nn.Module, example: Tensor) -> Graph:
-    """Trace two models of the same structure into one graph.
+    """Trace two models of the same structure into one graph, up to their first output.
 
     Args:
         model: the float model, in eval mode.
@@ -94,8 +94,8 @@ def trace_pair(model: nn.Module, quantized: nn.Module, example: Tensor) -> Graph
     for one, name in ((model, "float"), (quantized, "quantized")):
         if any(module.training for module in one.modules()):
             raise ModelError(f"the {name} model is in training mode, where it is not one fixed map; call .eval() first")
-    program = _export(model, example)
-    other = program if quantized is model else _export(quantized, example)
+    program = _export(model, _like_weights(example, model))
+    other = program if quantized is model else _export(quantized, _like_weights(example, quantized))
     _check_same(_calls(program), _calls(other))
     exact, stored = _tensors(program), _tensors(other)
     program = _without_updates(program)
@@ -110,6 +110,14 @@ def trace_pair(model: nn.Module, quantized: nn.Module, example: Tensor) -> Graph
     first = output[0] if isinstance(output, (tuple, list)) else output
     layers = {node.name: _owner(node, names) for node in mine}
     return Graph(tuple(mine), str(program.graph_signature.user_inputs[0]), first.name, constants, layers)
+
+
+def _like_weights(example: Tensor, model: nn.Module) -> Tensor:
+    """Give a real example the model's precision, and any example its device."""
+    weight = next((one for one in model.parameters() if one.is_floating_point()), None)
+    if weight is None:
+        return example
+    return example.to(weight if example.is_floating_point() else weight.device)
 
 
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
@@ -154,7 +162,7 @@ def _tensors(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().double() if tensor.is_floating_point() else tensor.detach()
+    return tensor.detach().cpu().double() if tensor.is_floating_point() else tensor.detach().cpu()
 
 
 def _owner(node: fx.Node, names: Mapping[str, str]) -> str:

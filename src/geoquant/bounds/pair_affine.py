@@ -36,7 +36,9 @@ class AffineMap:
         bias: exact and stored bias, shaped to broadcast against the output; None for none.
         terms: rounded operations behind one output.
         norm: weight → upper bound of the spectral norm of x ↦ apply(weight, x).
-        uncertain: whether the weights are themselves results of rounded arithmetic (folded statistics).
+        uncertain: whether weight and bias are themselves results of rounded arithmetic (folded statistics).
+        volume: what the rounding error of the bias scales with; None for the size of the bias.
+        keep: whether the norms are worth keeping for the next input.
     """
 
     apply: Linear
@@ -45,6 +47,8 @@ class AffineMap:
     terms: int
     norm: Callable[[Tensor], float]
     uncertain: bool = False
+    volume: Constant | None = None
+    keep: bool = False
 
     @property
     def change(self) -> Tensor:
@@ -82,13 +86,15 @@ class Context:
     def norms_of(self, layer: AffineMap, shape: torch.Size) -> tuple[float, float, float]:
         """Bound the spectral norms of a layer's exact map, stored map and change."""
         key = (id(layer.weight), *shape)
-        if key not in self.norms:
-            exact = stored = layer.norm(layer.weight.exact)
-            change = 0.0
-            if not layer.weight.same:
-                stored, change = layer.norm(layer.weight.stored), layer.norm(layer.change)
+        if key in self.norms:
+            return self.norms[key][1]
+        exact = stored = layer.norm(layer.weight.exact)
+        change = 0.0
+        if not layer.weight.same:
+            stored, change = layer.norm(layer.weight.stored), layer.norm(layer.change)
+        if layer.keep:
             self.norms[key] = (layer.weight, (exact, stored, change))
-        return self.norms[key][1]
+        return exact, stored, change
 
 
 def affine(pair: Pair, layer: AffineMap, context: Context) -> Pair:
@@ -132,7 +138,8 @@ def _rounding(pair: Pair, layer: AffineMap, context: Context) -> tuple[tuple[Ten
     """Bound what rounding can change: in our own x and d, and in the run of either network."""
     exact, stored = layer.weight.exact.abs(), layer.weight.stored.abs()
     nothing = torch.zeros((), dtype=torch.float64)
-    bias, stored_bias = (nothing, nothing) if layer.bias is None else (layer.bias.exact.abs(), layer.bias.stored.abs())
+    sizes = layer.volume or layer.bias
+    bias, stored_bias = (nothing, nothing) if sizes is None else (sizes.exact.abs(), sizes.stored.abs())
     reach, error_reach = pair.value.magnitude(), pair.error.magnitude()
     volume = raised(layer.apply(exact, reach) + bias, layer.terms)
     # stored − exact is itself rounded: relative to the difference where both are given, else to both.

@@ -82,11 +82,11 @@ REARRANGEMENTS = frozenset(
 
 
 def _rearranged(node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    if isinstance(args[0], tuple):
+    if operation(node) == "getitem":
         return args[0][args[1]]
     if operation(node) == "dropout" and args[2]:
         raise NotCovered("dropout in training")
-    before, after = args[0].value.center.numel(), node.meta["val"].numel()
+    before, after = _pair(args[0]).value.center.numel(), node.meta["val"].numel()
     copies = max(after / before, 1.0) if operation(node) in ("expand", "repeat") else 1.0
     return args[0].map(lambda tensor: call(node, [tensor, *args[1:]], kwargs), math.sqrt(copies) * (1 + 1e-14))
 
@@ -109,7 +109,7 @@ def _pair(value: Any) -> Pair:
 @rule("linear")
 def _linear(context: Context, x: Pair, weight: Constant, bias: Constant | None = None) -> Pair:
     terms = _constant(weight).exact.shape[1]
-    layer = AffineMap(lambda w, v: F.linear(v, w), weight, bias, terms, matrix_norm_bound)
+    layer = AffineMap(lambda w, v: F.linear(v, w), weight, bias, terms, matrix_norm_bound, keep=True)
     return affine(_pair(x), layer, context)
 
 
@@ -141,7 +141,7 @@ def _conv(
     def norm(w: Tensor) -> float:
         return convolution_norm_bound(w, _pair(x).value.center.shape[1:], stride, padding, dilation, groups)
 
-    return affine(_pair(x), AffineMap(apply, weight, shaped, kernel[0].numel(), norm), context)
+    return affine(_pair(x), AffineMap(apply, weight, shaped, kernel[0].numel(), norm, keep=True), context)
 
 
 def _each(constant: Constant, function: Callable[[Tensor], Tensor]) -> Constant:
@@ -172,15 +172,14 @@ def _batch_norm(
     one, zero = Constant(*[torch.ones_like(mean.exact)] * 2), Constant(*[torch.zeros_like(mean.exact)] * 2)
     shape = (-1, *[1] * (x.value.center.dim() - 2))
 
-    def folded(side: str) -> tuple[Tensor, Tensor]:
+    def folded(side: str) -> tuple[Tensor, Tensor, Tensor]:
         scale = getattr(weight or one, side) / (getattr(variance, side) + eps).sqrt()
-        shift = getattr(bias or zero, side) - getattr(mean, side) * scale
-        return scale.reshape(shape), shift.reshape(shape)
+        moved, offset = getattr(mean, side) * scale, getattr(bias or zero, side)
+        # The shift may cancel, but neither its rounding nor that of the networks' own does.
+        return scale.reshape(shape), (offset - moved).reshape(shape), (offset.abs() + moved.abs()).reshape(shape)
 
-    (scale, shift), (stored_scale, stored_shift) = folded("exact"), folded("stored")
-    layer = AffineMap(
-        lambda w, v: v * w, Constant(scale, stored_scale), Constant(shift, stored_shift), 8, _largest, uncertain=True
-    )
+    scale, shift, volume = (Constant(*sides) for sides in zip(folded("exact"), folded("stored"), strict=True))
+    layer = AffineMap(lambda w, v: v * w, scale, shift, 8, _largest, uncertain=True, volume=volume)
     return affine(x, layer, context)
 
 
@@ -208,7 +207,7 @@ def _largest(weight: Tensor) -> float:
 def _times(x: Pair, factor: Any, context: Context) -> Pair:
     both = factor if isinstance(factor, Constant) else Constant(*[torch.as_tensor(factor, dtype=torch.float64)] * 2)
     _check_shape(x, both.exact)
-    return affine(x, AffineMap(lambda w, v: v * w, both, None, 2, _largest), context)
+    return affine(x, AffineMap(lambda w, v: v * w, both, None, 2, _largest, uncertain=True), context)
 
 
 def _shifted(x: Pair, offset: Any, context: Context) -> Pair:
@@ -232,6 +231,13 @@ def _add(context: Context, left: Any, right: Any, alpha: float = 1) -> Pair:
 @rule("sub")
 def _sub(context: Context, left: Any, right: Any, alpha: float = 1) -> Pair:
     return _sum(-alpha, context, left, right)
+
+
+@rule("rsub")
+def _rsub(context: Context, left: Any, right: Any, alpha: float = 1) -> Pair:
+    if isinstance(left, Pair) and not isinstance(right, Pair):
+        return _shifted(_times(left, -alpha, context), right, context)
+    return _sum(-alpha, context, right, left)
 
 
 def _sum(factor: float, context: Context, left: Any, right: Any) -> Pair:

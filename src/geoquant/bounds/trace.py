@@ -6,7 +6,7 @@ the *quantized* operation, Δ the norm of its own error at the *float* network's
 nothing. Norms are 2-norms over a sample's whole tensor.
 
 Where the answer stops: products of norms are vacuous in deep networks; the gap to `error_observed` belongs beside them.
-Numbers are float64 and not rounded outward (relative error about 1e-12), unlike those of `differential_bound`.
+Numbers are float64 with a margin of 1e-12 for rounding, not rounded outward throughout like `differential_bound`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _check(inputs: Tensor, radius: float, input_error: float) -> None:
 def _trace_one(
     graph: Graph, sample: Tensor, radius: float, input_error: float, norms: dict[Any, Any]
 ) -> NetworkFunctional:
-    wide = sample.double() if sample.is_floating_point() else sample
+    wide = sample.detach().cpu()
+    wide = wide.double() if wide.is_floating_point() else wide
     start = Flow(wide, radius, 1.0 if sample.is_floating_point() else 0.0, {}, input_error, norms)
     nodes: list[FunctionalNode] = []
 
