@@ -51,9 +51,9 @@ def needs(argument):
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "neighbour.py").write_text("OUT = 2\n")
-    (tmp_path / "nets.py").write_text(SOURCE)
-    yield tmp_path / "nets.py"
-    for name in ("nets", "neighbour", "lacking"):
+    (tmp_path / "own_nets.py").write_text(SOURCE)
+    yield tmp_path / "own_nets.py"
+    for name in ("own_nets", "neighbour", "lacking"):
         sys.modules.pop(name, None)
 
 
@@ -63,9 +63,9 @@ def test_models_by_file_and_by_module(file: Path, monkeypatch: pytest.MonkeyPatc
     assert isinstance(load_model(f"{file}:Nets.small"), nn.Linear)
     assert isinstance(load_model(f"{file}:Default"), nn.Identity)
     monkeypatch.chdir(file.parent)
-    assert isinstance(load_model("nets:linear"), nn.Linear)
-    assert load_model("nets:ready") is load_model("nets:ready")  # a module object is taken as it is
-    assert load_model("nets:linear") is not load_model("nets:linear")
+    assert isinstance(load_model("own_nets:linear"), nn.Linear)
+    assert load_model("own_nets:ready") is load_model("own_nets:ready")  # a module object is taken as it is
+    assert load_model("own_nets:linear") is not load_model("own_nets:linear")
     assert str(file.parent) not in sys.path
     assert isinstance(load_model("geoquant.models.zoo:digits_cnn"), type(digits_cnn()))
 
