@@ -28,7 +28,8 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 
 def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say which command, code and versions made the numbers."""
-    command = " ".join(["python", *(str(Path(part).name) if i == 0 else part for i, part in enumerate(sys.argv))])
+    parts = [Path(part).name if Path(part).exists() else part for part in sys.argv]  # no folder of one machine
+    command = " ".join(["python", *parts])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE
     ).stdout.strip()

@@ -41,9 +41,10 @@ def resnet20() -> str:
     lines = [head, "|-|" + "-|" * len(BUDGETS)]
     uniform = [row for row in rows if row["method"].startswith("uniform")]
     best = [
-        max((r for r in uniform if r["average_bits"] <= b), key=lambda r: r["accuracy"], default=None) for b in BUDGETS
+        max((r for r in uniform if r["label"] == f"{b:g} bits"), key=lambda r: r["accuracy"], default=None)
+        for b in BUDGETS
     ]
-    lines.append("| best uniform grid that fits | " + " | ".join(accuracy(row) for row in best) + " |")
+    lines.append("| best uniform grid of this width | " + " | ".join(accuracy(row) for row in best) + " |")
     names = [
         ("condition_number + proportional, full-range, MSE", "condition number, proportional"),
         ("hawq_v2 + milp, full-range, MSE", "HAWQ-V2 trace, exact"),

@@ -24,7 +24,8 @@ from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Su
 
 PROFILE_VERSION = 1
 
-DEFAULT_GRIDS = tuple(f"int{bits}" for bits in range(2, 9))
+# A scale of either sign costs no storage and lets each channel choose the side of its extra level.
+DEFAULT_GRIDS = tuple(f"int{bits}:mse-signed" for bits in range(2, 9))
 DEFAULT_PREDICTORS = ("one_layer_kl", "weight_error")
 
 Forward = Callable[[nn.Module, Any], Tensor]
