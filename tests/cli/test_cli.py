@@ -52,7 +52,7 @@ def test_profile_allocate_quantize_evaluate_diff(
         )
         assert code == 0
         assert json.loads(out)["average_bits"] <= float(bits)
-        assert json.loads(out)["layers"]["head"] == "int8"
+        assert json.loads(out)["layers"]["head"] == "int8:mse-signed"
     out_folder = tmp_path / "out"
     code, out, _ = run(capsys, "quantize", MODEL, "--plan", str(plans["4"]), "--output", str(out_folder), "--json")
     assert code == 0
