@@ -17,14 +17,14 @@ from geoquant.data import digits
 from geoquant.export import load, save
 from geoquant.models import inference
 from geoquant.models.zoo import digits_cnn
-from geoquant.plan import Budget, Plan, align, allocate
+from geoquant.plan import Budget, Plan, align, allocate, uniform_plan
 from geoquant.quantize import quantize_
 from geoquant.report import Point, comparison_plans, measure_point, sweep, write_report
 from geoquant.sensitivity import PREDICTORS, Profile, profile
 from geoquant.training import fit_classifier_
 
 WIDTHS = (2, 3, 4)
-EPOCHS = 12
+EPOCHS = 8
 
 
 def train_digits(seed: int) -> nn.Module:
@@ -40,8 +40,9 @@ def plans_at_equal_bytes(measured: Profile) -> dict[tuple[str, str], Plan]:
     """Pair each uniform width with the plan that geoquant makes of the same bytes."""
     plans = {}
     for bits in WIDTHS:
-        uniform = comparison_plans(measured, [], uniform=[f"int{bits}"])[("uniform", f"int{bits}")]
-        plans[("uniform", f"int{bits}")] = uniform
+        name = next(grid for grid in measured.grids if grid.startswith(f"int{bits}"))
+        uniform = uniform_plan(measured.inventory, name)
+        plans[("uniform", name)] = uniform
         plans[("geoquant", f"{uniform.bytes:,} bytes")] = allocate(measured, Budget(bytes=uniform.bytes))
     return plans
 
@@ -81,7 +82,7 @@ def demo_command(
         say("training a small convolutional net on scikit-learn's digits")
         model = train_digits(seed)
         images = digits("train")
-        calibration = images.batches(128, limit=512, seed=seed, normalize="dataset")
+        calibration = images.batches(128, limit=256, seed=seed, normalize="dataset")
         test = digits("test").batches(256, normalize="dataset")
         say("profiling every layer at every width, by every predictor")
         names = ["one_layer_kl", *(name for name in PREDICTORS if name != "one_layer_kl")]
@@ -89,7 +90,7 @@ def demo_command(
         say("allocating, quantizing and evaluating")
         pairs = plans_at_equal_bytes(measured)
         points = sweep(model, pairs, test)
-        everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 3.5, 4, 5, 6)), test)
+        everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
         float_point = measure_point(model, None, test, "float", "float32")
         chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
         measured.save(output)
