@@ -90,7 +90,7 @@ def measure(
     observed = torch.maximum(attacked, sampled)
     ball = float(radius.expand_as(inputs[0]).square().sum().sqrt())
 
-    def zonotopes(arithmetic: str, symbols: int) -> Callable[[], Tensor]:
+    def zonotopes(arithmetic: str, symbols: int | None) -> Callable[[], Tensor]:
         return lambda: (
             differential_bound(model, quantized, inputs, radius, symbols=symbols, arithmetic=arithmetic).largest
         )
@@ -141,7 +141,9 @@ def main() -> None:
     made.add_argument("--radius", type=float, default=1.0, help="half width of the boxes, in 1/255")
     made.add_argument("--samples", type=int, default=100_000, help="random points per net and width, over all images")
     made.add_argument("--restarts", type=int, default=2, help="attacks per logit, direction and image")
-    made.add_argument("--symbols", type=int, default=4096, help="cap on the symbols of a tensor")
+    made.add_argument(
+        "--symbols", type=int, help="cap on the symbols of a tensor; as many as fit into 2 GiB if not given"
+    )
     made.add_argument("--weights", type=Path, help="safetensors of the CIFAR-10 ResNet-20")
     made.add_argument("--seed", type=int, default=0)
     arguments = made.parse_args()

@@ -58,7 +58,7 @@ def differential_bound(
     inputs: Tensor,
     radius: float | Tensor,
     *,
-    symbols: int = 4096,
+    symbols: int | None = None,
     arithmetic: str = "float64",
 ) -> DifferentialBound:
     """Bound f̂ − f over the boxes |x − inputs[n]| ≤ radius.
@@ -68,7 +68,8 @@ def differential_bound(
         quantized: the same structure with other weights.
         inputs: (N, …) centers of the boxes.
         radius: half width of the box, a number or a tensor that broadcasts against `inputs`, in input units.
-        symbols: most symbols per tensor; 0 gives plain interval bounds of the pair.
+        symbols: most symbols per tensor; 0 gives plain interval bounds of the pair, None as many as fit into 2 GiB
+            (a symbol costs 16 bytes per element). More are tighter and slower.
         arithmetic: "float64" or "float32", in which the networks may run; the real functions are always covered.
 
     Raises:
@@ -86,7 +87,7 @@ def differential_bound(
     """
     if arithmetic not in _UNITS:
         raise GeoquantError(f"arithmetic is 'float64' or 'float32', got '{arithmetic}'")
-    if symbols < 0:
+    if symbols is not None and symbols < 0:
         raise GeoquantError(f"the number of symbols must be at least 0, got {symbols}")
     centers, radii = _checked(inputs, radius)
     graph = trace_pair(model, quantized, inputs[:1])
@@ -110,7 +111,7 @@ def _checked(inputs: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
 def _bound_one(
     graph: Graph, center: Tensor, radius: Tensor, context: Context
 ) -> tuple[Tensor, Tensor, tuple[str, ...], int]:
-    value = box(center, radius, context.cap)
+    value = box(center, radius, context.limit(center.numel()))
     zero = torch.zeros_like(center)
     start = Pair(value, Form(zero, torch.zeros_like(value.symbols), zero, 0.0), context.fresh(len(value.symbols)))
 

@@ -24,6 +24,7 @@ Linear = Callable[[Tensor, Tensor], Tensor]
 
 # Covers the handful of scalar operations by which norms of remainders are combined.
 _SCALAR = 1 + 1e-14
+_MEMORY = 2**31
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,15 @@ class Context:
     """What the propagations of one pair of networks share.
 
     Attributes:
-        cap: most symbols a tensor may have; further error terms stay in the remainder.
+        cap: most symbols a tensor may have, None for as many as fit into 2 GiB for its pair of forms; further error
+            terms stay in the remainder.
         unit: unit roundoff of the arithmetic in which the two networks run.
         used: symbol names handed out so far.
         norms: norm bounds of exact weight, stored weight and change, by the weight's identity (it is kept alive
             here) and the shape of the input.
     """
 
-    cap: int
+    cap: int | None
     unit: float
     used: int = 0
     norms: dict[tuple[int, ...], tuple[Constant, tuple[float, float, float]]] = field(default_factory=dict)
@@ -78,6 +80,10 @@ class Context:
         """Return `count` new symbol names."""
         self.used += count
         return torch.arange(self.used - count, self.used)
+
+    def limit(self, elements: int) -> int:
+        """Return how many symbols a tensor of so many elements may have."""
+        return _MEMORY // (16 * elements) if self.cap is None else self.cap
 
     def evaluation(self, magnitude: Tensor, terms: int) -> Tensor:
         """Bound the networks' rounding error in sums of `terms` terms whose absolute values add up to `magnitude`."""

@@ -97,7 +97,7 @@ def error_bound(
     *,
     method: str = "zonotopes",
     norm: str = "largest",
-    symbols: int = 4096,
+    symbols: int | None = None,
 ) -> ErrorBound:
     """Bound the output change for every input of the boxes |x − inputs[n]| ≤ radius.
 
@@ -109,7 +109,7 @@ def error_bound(
         method: "zonotopes" (see `differential_bound`; the tightest), "intervals" (the same without symbols) or "norms"
             (see `trace_functionals`; over the ball around the box; covers attention and smooth activations).
         norm: size of the change, see `change_size`.
-        symbols: cap for "zonotopes".
+        symbols: cap for "zonotopes", see `differential_bound`.
 
     Raises:
         GeoquantError: an unknown method or norm.
