@@ -15,6 +15,7 @@ Where the answer stops: a dense symbol costs one number per element of the tenso
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,9 +49,13 @@ class Form:
         slack = slack.clamp_max(ball)
         return cls(center, symbols, slack, min(ball, length(slack)))
 
+    @functools.cached_property
+    def _reach(self) -> Tensor:
+        return raised(_absolute_sum(self.symbols) + self.slack, len(self.symbols) + 1)
+
     def reach(self) -> Tensor:
         """Bound |value − center| for every element."""
-        return raised(_absolute_sum(self.symbols) + self.slack, len(self.symbols) + 1)
+        return self._reach
 
     def magnitude(self) -> Tensor:
         """Bound |center| + Σ_k|symbols_k| + slack for every element: what rounding errors scale with."""
