@@ -268,6 +268,14 @@ def _cat(label: str, parts: list[Any], dim: int = 0) -> Flow:
     return result.through(center, 1.0, 1.0, label, local)
 
 
+@rule("to", "_to_copy", "type_as")
+def _to(label: str, x: Any, *_: Any, **kwargs: Any) -> Flow:
+    # Flows are float64 whatever the models run in; a cast to a shorter format would round in both networks.
+    if any(one in (torch.float16, torch.bfloat16) for one in (*_, *kwargs.values())):
+        raise NotCovered("a cast to half precision")
+    return flow_of(x)
+
+
 @rule("embedding")
 def _embedding(label: str, weight: Any, indices: Any, *rest: Any) -> Flow:
     table, flow = constant_of(weight), flow_of(indices)

@@ -105,7 +105,9 @@ def trace_pair(model: nn.Module, quantized: nn.Module, example: Tensor) -> Graph
     strange = [name for name in names.values() if name not in stored or stored[name].shape != exact[name].shape]
     if strange:
         raise ModelError(f"the quantized model lacks {strange[0]} or holds it in another shape; bound like with like")
+    inner = {node.name: getattr(program.graph_module, str(node.target)) for node in _nodes(program, "get_attr")}
     constants = {key: Constant(_wide(exact[name]), _wide(stored[name])) for key, name in names.items()}
+    constants.update({name: Constant(value, value) for name, value in inner.items()})
     output = next(node for node in program.graph.nodes if node.op == "output").args[0]
     first = output[0] if isinstance(output, (tuple, list)) else output
     layers = {node.name: _owner(node, names) for node in mine}
@@ -142,7 +144,11 @@ def _without_updates(program: torch.export.ExportedProgram) -> torch.export.Expo
 
 
 def _calls(program: torch.export.ExportedProgram) -> list[fx.Node]:
-    return [node for node in program.graph.nodes if node.op == "call_function"]
+    return _nodes(program, "call_function")
+
+
+def _nodes(program: torch.export.ExportedProgram, kind: str) -> list[fx.Node]:
+    return [node for node in program.graph.nodes if node.op == kind]
 
 
 def _check_same(mine: list[fx.Node], theirs: list[fx.Node]) -> None:
@@ -161,8 +167,13 @@ def _tensors(program: torch.export.ExportedProgram) -> dict[str, Tensor]:
     }
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().double() if tensor.is_floating_point() else tensor.detach().cpu()
+def _wide(value: Any) -> Any:
+    """Turn real tensors, also those of a list, into float64 ones."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_wide(one) for one in value)
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()
 
 
 def _owner(node: fx.Node, names: Mapping[str, str]) -> str:
@@ -219,7 +230,7 @@ def _value(node: fx.Node, values: Mapping[str, Any], rule: Callable[[fx.Node, li
 
 def _computed(node: fx.Node, values: Mapping[str, Any], side: str) -> Any:
     args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda one: getattr(values[one.name], side))
-    return call(node, args, kwargs)
+    return _wide(call(node, args, kwargs))
 
 
 def call(node: fx.Node, args: Any, kwargs: Any) -> Any:
