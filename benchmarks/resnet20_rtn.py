@@ -20,7 +20,7 @@ from geoquant.cli.inputs import Normalize, read_batches, read_model
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.progress import shown
 from geoquant.report import Point, measure_point, sweep
-from geoquant.sensitivity import PREDICTORS, Profile, profile
+from geoquant.sensitivity import Profile, profile
 
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 FAMILIES = {  # name of the family → how a width is written on it
@@ -34,6 +34,8 @@ FAMILIES = {  # name of the family → how a width is written on it
 }
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 UNIFORM_WIDTHS = (2, 3, 4, 5, 8)
+PREDICTORS = ("weight_error", "one_layer_kl", "hawq_v2", "condition_number")
+LOOK_AT_DATA = ("one_layer_kl", "hawq_v2")
 MODEL = "geoquant.models.zoo:resnet20_cifar10"
 
 
@@ -103,7 +105,7 @@ def main() -> None:
                 "cifar10", "train", Normalize.imagenet, arguments.weights, 128, arguments.images, seed
             )
             # Scores that need no data are the same for every calibration set.
-            predictors = PREDICTORS.names() if seed == 0 else ["one_layer_kl", "hawq_v2"]
+            predictors = PREDICTORS if seed == 0 else LOOK_AT_DATA
             measured = profile(model, calibration, grids=[f"int{b}" for b in WIDTHS], predictors=predictors, seed=seed)
             for table, seconds in zip(measured.tables, measured.seconds, strict=True):
                 costs[table.predictor].append(round(seconds, 2))
