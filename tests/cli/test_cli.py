@@ -74,12 +74,31 @@ def test_quantize_within_a_budget_is_profile_allocate_quantize(
     prof: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(capsys, "allocate", str(prof), "--average-bits", "3.5", "--output", str(tmp_path / "plan.json"))
-    run(capsys, "quantize", MODEL, "--plan", str(tmp_path / "plan.json"), "--output", str(tmp_path / "a"))
-    code, _, _ = run(
-        capsys, "quantize", MODEL, "--data", DATA, "--average-bits", "3.5", "--output", str(tmp_path / "b")
-    )
+    common = ["quantize", MODEL, "--data", DATA]
+    run(capsys, *common, "--plan", str(tmp_path / "plan.json"), "--output", str(tmp_path / "a"))
+    code, _, _ = run(capsys, *common, "--average-bits", "3.5", "--output", str(tmp_path / "b"))
     assert code == 0
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+
+
+def test_rounding_and_norms_are_chosen_on_the_command_line(
+    prof: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "allocate", str(prof), "--average-bits", "2.9", "--output", str(tmp_path / "plan.json"))
+    common = ["quantize", MODEL, "--plan", str(tmp_path / "plan.json"), "--output"]
+    settings = {
+        "blind": [],
+        "nearest": ["--data", DATA, "--rounding", "nearest", "--norms", "none"],
+        "default": ["--data", DATA],
+        "gptq": ["--data", DATA, "--rounding", "gptq", "--norms", "relative"],
+    }
+    for name, options in settings.items():
+        assert run(capsys, *common, str(tmp_path / name), *options)[0] == 0
+    files = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in settings}
+    assert files["blind"] == files["nearest"] != files["default"] == files["gptq"]
+    code, _, err = run(capsys, *common, str(tmp_path / "no"), "--rounding", "gptq")
+    assert code == 2
+    assert "pass calibration" in err
 
 
 def test_report_of_a_profile_with_accuracy(prof: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

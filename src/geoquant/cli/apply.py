@@ -47,20 +47,30 @@ from geoquant.cli.measure import (
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
 from geoquant.plan import Budget, Plan, plan_text
-from geoquant.quantize import quantize_
+from geoquant.quantize import quantize_, quantized_state
+from geoquant.rounding import ROUNDINGS
 
 
 @app.command("quantize")
 def quantize_command(
     model: Model,
     output: Annotated[Path, typer.Option(help="Folder for model.safetensors and plan.json.")],
-    data: Annotated[str | None, typer.Option(help="Calibration data, as for `profile`; not with --plan.")] = None,
+    data: Annotated[str | None, typer.Option(help="Calibration data, as for `profile`.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A plan from `geoquant allocate`, instead of a budget.")] = None,
     average_bits: AverageBits = None,
     size: Bytes = None,
     weights: Weights = None,
     normalize: NormalizeOption = None,
-    rounding: Annotated[str, typer.Option(help="nearest or stochastic.")] = "nearest",
+    rounding: Annotated[
+        str | None, typer.Option(help=f"{', '.join(ROUNDINGS)}; by default gptq with --data, nearest without.")
+    ] = None,
+    norms: Annotated[
+        str | None,
+        typer.Option(
+            help="relative (correct batch norms and biases for what rounding moved) or none; by default relative with "
+            "--data, none without."
+        ),
+    ] = None,
     images: Images = 512,
     batch_size: BatchSize = 128,
     grids: Grids = GRIDS,
@@ -84,18 +94,23 @@ def quantize_command(
     --data cifar10 --normalize imagenet --average-bits 3 --output out/`
     """
     net = read_model(model, weights, fold_batch_norm)
-    if plan is not None:
-        if average_bits is not None or size is not None:
-            raise typer.BadParameter("give --plan or a budget, not both")
-        chosen = Plan.load(plan)
-    else:
+    if plan is None:
         Budget(average_bits, size)  # a missing or senseless budget should say so before minutes of work
         if data is None:
             raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
-        batches = read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    elif average_bits is not None or size is not None:
+        raise typer.BadParameter("give --plan or a budget, not both")
+    chosen = None if plan is None else Plan.load(plan)
+    batches = None if data is None else read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    if chosen is None:
+        assert batches is not None
         result = measure(net, batches, grids, predictors, only, exclude, seed)
         chosen = solve_plan(result, average_bits, size, None, solver, objective, menu, lower, upper, fix, fuse)
-    quantize_(net, chosen, rounding=rounding, seed=seed)
+    with progress.shown():
+        quantize_(net, chosen, batches, rounding=rounding, norms=norms, seed=seed)
+    unseen = quantized_state(net).unseen
+    if unseen:
+        say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
     path = save(net, chosen, output)
     say(f"wrote {path}, {path.stat().st_size:,} bytes")
     show(plan_text(chosen), plan_document(chosen, path), as_json)

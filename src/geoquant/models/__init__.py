@@ -15,12 +15,15 @@ from geoquant.models.calling import (
 )
 from geoquant.models.inventory import Inventory, TensorRecord, other_tensors, stored_state, take_inventory
 from geoquant.models.loading import load_model, load_weights_, model_fingerprint
+from geoquant.models.lockstep import Arrival, walk_in_lockstep
 from geoquant.models.observation import Observation, observe
+from geoquant.models.patches import has_patches, patches
 from geoquant.models.replay import Replay
 from geoquant.models.selection import fused_groups, select
 from geoquant.models.sites import Site, find_sites, get_weight, register_layer_type, set_weight_, temporarily
 
 __all__ = [
+    "Arrival",
     "Forward",
     "Inventory",
     "Observation",
@@ -37,6 +40,7 @@ __all__ = [
     "folded_pairs",
     "fused_groups",
     "get_weight",
+    "has_patches",
     "inference",
     "load_model",
     "load_weights_",
@@ -45,6 +49,7 @@ __all__ = [
     "move",
     "observe",
     "other_tensors",
+    "patches",
     "predict",
     "prediction_mask",
     "register_layer_type",
@@ -54,4 +59,5 @@ __all__ = [
     "take_inventory",
     "targets_of",
     "temporarily",
+    "walk_in_lockstep",
 ]

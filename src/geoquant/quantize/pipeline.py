@@ -1,0 +1,220 @@
+"""Do what the plan says: put every weight on its grid, layer after layer, and mend what that moves.
+
+With calibration batches, one pass visits layers and norms in the order of execution. Each layer is rounded for
+the inputs that the already quantized layers before it give; each norm and bias is corrected for what then
+arrives (`geoquant.quantize.correction`); what comes later sees both. All of it happens on a copy: an error
+leaves the model as it was. Which grid each layer gets was decided before, by the plan.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from geoquant.data import collect
+from geoquant.errors import PlanError, UnknownNameError, suggest
+from geoquant.grids import Grid, QuantizedMatrix
+from geoquant.models import (
+    Arrival,
+    Forward,
+    Site,
+    check_finite,
+    get_weight,
+    other_tensors,
+    set_weight_,
+    take_inventory,
+    walk_in_lockstep,
+)
+from geoquant.plan import Plan
+from geoquant.progress import task
+from geoquant.quantize.correction import (
+    FloatRecord,
+    correct_bias_,
+    correct_norm_,
+    has_bias,
+    is_stored_norm,
+    record_float,
+)
+from geoquant.quantize.moments import input_moment, moment_of_all_calls
+from geoquant.quantize.state import QuantizedState, attach_, is_quantized
+from geoquant.rounding import ROUNDINGS, Rounding, RoundingContext, uses_inputs
+
+NORMS = ("relative", "none")
+DEFAULT_ROUNDING, BLIND_ROUNDING = "gptq", "nearest"
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantize_(
+    model: Model,
+    plan: Plan,
+    calibration: Iterable[Any] | None = None,
+    *,
+    rounding: str | Rounding | None = None,
+    norms: str | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Model:
+    """Round every weight of `model` to the grid that `plan` gives it, in place; return the model.
+
+    Args:
+        model: the float model that the plan was made for.
+        plan: a grid per site.
+        calibration: batches without need of labels; a few hundred samples do.
+        rounding: a registered rounding or one of your own; by default "gptq" with calibration, "nearest" without.
+        norms: "relative" corrects batch norms and biases against the float model, "none" leaves them; by default
+            "relative" with calibration, "none" without.
+        forward: how to call the model, where the usual ways do not fit.
+        seed: for roundings that draw.
+
+    Raises:
+        PlanError: the plan belongs to another model, the model is quantized already, or calibration is missing.
+        DataError: the calibration set is empty or not finite.
+        ModelError: a weight is NaN or Inf, or the model cannot be called.
+        GridError: a grid cannot hold the weights.
+        UnknownNameError: there is no such rounding.
+    """
+    if is_quantized(model):
+        raise PlanError("this model is quantized already; quantize the float model again")
+    inventory = take_inventory(model)
+    plan.inventory.check_same_layout(inventory)
+    check_finite(model)
+    method, norms = _settings(rounding, norms, calibration is not None)
+    if calibration is None or not (uses_inputs(method) or norms == "relative"):
+        matrices = _round_blindly(model, plan, method, seed)
+        attach_(model, QuantizedState(plan, matrices), inventory.sites)
+        return model
+    batches = collect(calibration)
+    work = copy.deepcopy(model)
+    walk = _Walk(model, work, plan, method, norms, seed)
+    state = walk.run(batches, forward)
+    attach_(model, state, inventory.sites)
+    _copy_others_(work, model, inventory.sites)
+    return model
+
+
+def quantize(model: Model, plan: Plan, calibration: Iterable[Any] | None = None, **settings: Any) -> Model:
+    """Return a quantized copy of `model`; arguments are those of `quantize_`."""
+    return quantize_(copy.deepcopy(model), plan, calibration, **settings)
+
+
+def _settings(rounding: str | Rounding | None, norms: str | None, calibrated: bool) -> tuple[Rounding, str]:
+    """Fill in the defaults, and refuse what needs data where there is none."""
+    rounding = rounding or (DEFAULT_ROUNDING if calibrated else BLIND_ROUNDING)
+    norms = norms or ("relative" if calibrated else "none")
+    method = ROUNDINGS[rounding] if isinstance(rounding, str) else rounding
+    if norms not in NORMS:
+        raise UnknownNameError(f"there is no norm correction named '{norms}'{suggest(norms, NORMS)}")
+    if not calibrated and uses_inputs(method):
+        raise PlanError(f"the rounding '{rounding}' looks at the layers' inputs; pass calibration batches")
+    if not calibrated and norms != "none":
+        raise PlanError(f"the norm correction '{norms}' compares statistics; pass calibration batches")
+    return method, norms
+
+
+def _round_blindly(model: nn.Module, plan: Plan, method: Rounding, seed: int) -> dict[str, QuantizedMatrix]:
+    """Round every site from its weights alone."""
+    matrices = {}
+    with task("quantizing", len(plan.grids)) as advance:
+        for index, (site, grid) in enumerate(zip(plan.inventory.sites, plan.grids, strict=True)):
+            matrices[site.parameter] = _rounded(model, site, grid, method, RoundingContext(seed=seed + index))
+            advance()
+    return matrices
+
+
+def _rounded(model: nn.Module, site: Site, grid: Grid, method: Rounding, context: RoundingContext) -> QuantizedMatrix:
+    return method(site.matrix(get_weight(model, site)).float(), grid, context)
+
+
+def _copy_others_(source: nn.Module, target: nn.Module, sites: tuple[Site, ...]) -> None:
+    """Copy everything that is no site's weight: the corrected norms and biases."""
+    found = other_tensors(source, sites)
+    for name, tensor in other_tensors(target, sites).items():
+        with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+            tensor.copy_(found[name])
+
+
+class _Walk:
+    """One pass over the layers and norms of `work`, a copy of the float model, in the order of execution."""
+
+    def __init__(self, model: nn.Module, work: nn.Module, plan: Plan, method: Rounding, norms: str, seed: int) -> None:
+        self._model, self._work = model, work
+        self._plan, self._method, self._norms, self._seed = plan, method, norms, seed
+        self._names = {module: name for name, module in work.named_modules()}
+        self._sites: dict[nn.Module, list[int]] = {}
+        for index, site in enumerate(plan.inventory.sites):
+            for parameter in (site.parameter, *site.aliases):
+                owner = work.get_submodule(parameter.rpartition(".")[0])
+                self._sites.setdefault(owner, []).append(index)
+        self._matrices: dict[str, QuantizedMatrix] = {}
+        self._unseen: list[str] = []
+        self._record = FloatRecord()
+        self._reused: dict[int, Tensor] = {}
+
+    def run(self, batches: Sequence[Any], forward: Forward | None) -> QuantizedState:
+        """Round and correct everything; return codes of all sites."""
+        norms = [module for module in self._work.modules() if is_stored_norm(module)]
+        stations = [*self._sites, *(norms if self._norms == "relative" else ())]
+        names = [self._names[station] for station in stations]
+        self._record = record_float(self._model, batches, names, forward)
+        stations = [self._work.get_submodule(name) for name in self._record.order]
+        self._reused = self._moments_of_reused(batches, forward)
+        with task("quantizing", len(stations)) as advance:
+
+            def act(station: nn.Module, arrivals: Sequence[Arrival]) -> None:
+                self._visit(station, arrivals)
+                advance()
+
+            walk_in_lockstep(self._work, batches, stations, act, forward)
+            for index in range(len(self._plan.grids)):
+                self._round(index, None)
+        return QuantizedState(self._plan, self._matrices, tuple(self._unseen))
+
+    def _moments_of_reused(self, batches: Sequence[Any], forward: Forward | None) -> dict[int, Tensor]:
+        """Measure, in the float model, the inputs of weights that one forward multiplies more than once."""
+        if not uses_inputs(self._method):
+            return {}
+        users: dict[int, list[str]] = {}
+        for module, indices in self._sites.items():
+            for index in indices:
+                users.setdefault(index, []).append(self._names[module])
+        moments = {}
+        for index, names in users.items():
+            if sum(self._record.calls.get(name, 0) for name in names) > len(batches):
+                found = moment_of_all_calls(self._model, batches, names, forward)
+                if found is not None:
+                    moments[index] = found
+        return moments
+
+    def _visit(self, station: nn.Module, arrivals: Sequence[Arrival]) -> None:
+        name = self._names[station]
+        if is_stored_norm(station):
+            if self._once(name, arrivals):
+                correct_norm_(station, self._record.inputs[name], arrivals)
+            return
+        for index in self._sites[station]:
+            moment = self._reused.get(index)
+            if moment is None and uses_inputs(self._method):
+                moment = input_moment(station, self._plan.inventory.sites[index], arrivals)
+            self._round(index, moment)
+        if self._norms == "relative" and has_bias(station) and self._once(name, arrivals):
+            correct_bias_(station, self._record.outputs[name], arrivals)
+
+    def _once(self, name: str, arrivals: Sequence[Arrival]) -> bool:
+        """Whether the float model called this module exactly as often as the quantized one does now."""
+        return self._record.calls.get(name, 0) == len(arrivals)
+
+    def _round(self, index: int, moment: Tensor | None) -> None:
+        site, grid = self._plan.inventory.sites[index], self._plan.grids[index]
+        if site.parameter in self._matrices:
+            return
+        if moment is None and uses_inputs(self._method) and grid.granularity.scaled:
+            self._unseen.append(site.name)
+        context = RoundingContext(moment, self._seed + index)
+        quantized = _rounded(self._work, site, grid, self._method, context)
+        self._matrices[site.parameter] = quantized
+        set_weight_(self._work, site, site.restore(quantized.dequantize()))

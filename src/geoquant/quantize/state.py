@@ -1,0 +1,68 @@
+"""What does a quantized model remember, and is it still true?
+
+The model keeps float parameters, exactly on their grids, and remembers codes and scales, which saving and
+exporting read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from geoquant.errors import PlanError
+from geoquant.grids import QuantizedMatrix
+from geoquant.models import Site, get_weight, set_weight_
+from geoquant.plan import Plan
+
+_STATE = "_geoquant_state"
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedState:
+    """What a quantized model remembers.
+
+    Attributes:
+        plan: a grid for every site.
+        matrices: codes and scales of every site, by parameter name.
+        unseen: sites that were rounded without their inputs although the rounding asked for them: embeddings, which
+            multiply nothing, and weights that no calibration batch reached or that are read from outside their layer.
+    """
+
+    plan: Plan
+    matrices: dict[str, QuantizedMatrix]
+    unseen: tuple[str, ...] = ()
+
+
+def attach_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...]) -> None:
+    """Write the dequantized weights into `model` and let it remember their codes."""
+    for site in sites:
+        set_weight_(model, site, site.restore(state.matrices[site.parameter].dequantize()))
+    object.__setattr__(model, _STATE, state)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether `quantize_` or `load` has left codes on the model.
+
+    >>> is_quantized(nn.Linear(1, 1))
+    False
+    """
+    return getattr(model, _STATE, None) is not None
+
+
+def quantized_state(model: nn.Module) -> QuantizedState:
+    """Return what `quantize_` or `load` left on the model, after checking that the weights still match.
+
+    Raises:
+        PlanError: the model is not quantized, or a weight was changed since.
+    """
+    state: QuantizedState | None = getattr(model, _STATE, None)
+    if state is None:
+        raise PlanError("this model is not quantized; call geoquant.quantize_(model, plan) first")
+    for site in state.plan.inventory.sites:
+        weight = get_weight(model, site)
+        stored = site.restore(state.matrices[site.parameter].dequantize()).to(weight)
+        if not torch.equal(weight, stored):
+            raise PlanError(f"the weight of '{site.name}' was changed after it was quantized; quantize the model again")
+    return state
