@@ -1,7 +1,17 @@
 """What does each choice cost? Predictors behind one protocol, and the profile that keeps their answers."""
 
+from geoquant.sensitivity.caq import Caq, LayerConstants, caq_constants, composed_log_error
 from geoquant.sensitivity.condition_number import ConditionNumber
+from geoquant.sensitivity.delta_loss import DeltaLoss
+from geoquant.sensitivity.fit import Fit, GradientNorm
+from geoquant.sensitivity.gauss_newton_form import GaussNewtonForm, Shifts, gauss_newton_shifts
 from geoquant.sensitivity.hawq import HawqV2
+from geoquant.sensitivity.hessian_diagonal import HessianDiagonal
+from geoquant.sensitivity.hessian_form import HessianForm
+from geoquant.sensitivity.imatrix import IMatrix
+from geoquant.sensitivity.kfac import KFac
+from geoquant.sensitivity.modelopt_gradient import ModelOptGradient
+from geoquant.sensitivity.nmse import Nmse
 from geoquant.sensitivity.one_layer_kl import OneLayerKL
 from geoquant.sensitivity.profiling import (
     DEFAULT_GRIDS,
@@ -12,20 +22,38 @@ from geoquant.sensitivity.profiling import (
     profile,
 )
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject, table
+from geoquant.sensitivity.spectral_norm import SpectralNorm
 from geoquant.sensitivity.weight_error import WeightError
 
 __all__ = [
     "DEFAULT_GRIDS",
     "DEFAULT_PREDICTORS",
     "PREDICTORS",
+    "Caq",
     "ConditionNumber",
     "DamageTable",
+    "DeltaLoss",
+    "Fit",
+    "GaussNewtonForm",
+    "GradientNorm",
     "HawqV2",
+    "HessianDiagonal",
+    "HessianForm",
+    "IMatrix",
+    "KFac",
+    "LayerConstants",
+    "ModelOptGradient",
+    "Nmse",
     "OneLayerKL",
     "Predictor",
     "Profile",
+    "Shifts",
+    "SpectralNorm",
     "Subject",
     "WeightError",
+    "caq_constants",
+    "composed_log_error",
+    "gauss_newton_shifts",
     "make_subject",
     "parse_profile",
     "profile",

@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from geoquant.geometry import hessian_traces
-from geoquant.models import batch_size, inference, predict
+from geoquant.sensitivity.passes import loss_name
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
+from geoquant.sensitivity.second_order import outlook
 
 
 class HawqV2:
@@ -29,10 +30,8 @@ class HawqV2:
         self.probes = probes
 
     def estimated_cost(self, subject: Subject) -> float:
-        """Return one forward and a backward (2) per class, or per probe where classes are many."""
-        with inference(subject.model):
-            classes = predict(subject.model, subject.batches[0], subject.forward).shape[-1]
-        return 1 + 2.0 * min(classes, 4 * self.probes)
+        """Return a forward and a backward per class or probe; more where the network is curved in a layer."""
+        return outlook(subject).cost(self.probes)
 
     def measure(self, subject: Subject) -> DamageTable:
         """Take all traces in one go; negative estimates count as zero damage."""
@@ -41,6 +40,7 @@ class HawqV2:
             subject.batches,
             subject.sites,
             forward=subject.forward,
+            loss=loss_name(subject),
             probes=self.probes,
             seed=subject.seed,
         )
@@ -49,9 +49,8 @@ class HawqV2:
         error = np.array([traces[site.name].stderr for site in subject.sites]) / weights
         damage = np.maximum(value, 0.0)[:, None] * subject.squared_errors
         stderr = error[:, None] * subject.squared_errors
-        samples = sum(batch_size(batch) for batch in subject.batches)
         cost = max(trace.cost for trace in traces.values())
-        return table(self.name, self.unit, subject, damage, stderr, cost, samples)
+        return table(self.name, self.unit, subject, damage, stderr, cost, subject.samples)
 
 
 PREDICTORS.register(HawqV2.name, HawqV2())

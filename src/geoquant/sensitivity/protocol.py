@@ -14,12 +14,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoquant.errors import LayerNameError, suggest
 from geoquant.grids import Grid, QuantizedMatrix
-from geoquant.models import Site, get_weight
+from geoquant.models import Site, batch_size, get_weight
 from geoquant.registry import Registry
 
 
@@ -46,10 +47,23 @@ class Subject:
     @cached_property
     def quantized(self) -> tuple[tuple[QuantizedMatrix, ...], ...]:
         """Every site's weight rounded to nearest on every grid: [site][grid], kept as codes."""
-        return tuple(
-            tuple(grid.quantize(site.matrix(get_weight(self.model, site)).float()) for grid in self.grids)
-            for site in self.sites
-        )
+        with torch.inference_mode(False), torch.no_grad():  # kept for callers that differentiate
+            return tuple(
+                tuple(grid.quantize(site.matrix(get_weight(self.model, site)).float()) for grid in self.grids)
+                for site in self.sites
+            )
+
+    def displacement(self, row: int, column: int) -> Tensor:
+        """Return Q(w) − w at site `row` on grid `column`, in the shape and type of the weight."""
+        site = self.sites[row]
+        with torch.inference_mode(False), torch.no_grad():
+            weight = get_weight(self.model, site)
+            return site.restore(self.quantized[row][column].dequantize()).to(weight) - weight
+
+    @cached_property
+    def samples(self) -> int:
+        """Number of calibration samples."""
+        return sum(batch_size(batch) for batch in self.batches)
 
     @cached_property
     def squared_errors(self) -> NDArray[np.float64]:
