@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from geoquant.geometry import gauss_newton_traces, hessian_traces, kronecker_factors, quadratic_form
+from geoquant.geometry import gauss_newton_traces, hessian_traces, kronecker_factors, measure_geometry, quadratic_form
 from geoquant.models import find_sites
 
 transformers = pytest.importorskip("transformers")
@@ -52,13 +52,11 @@ def case(request):
 
 
 def _dense(model: nn.Module, name: str, batch: dict) -> torch.Tensor:
-    """The Hessian of the mean cross-entropy in one weight, entry by entry."""
+    """The Hessian of the model's own loss (causal models predict the next token) in one weight, entry by entry."""
     weight = model.get_parameter(name)
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
 
     def loss(flat):
-        out = torch.func.functional_call(model, {name: flat.view_as(weight)}, (), inputs).logits
-        return nn.functional.cross_entropy(out.flatten(0, -2), batch["labels"].flatten())
+        return torch.func.functional_call(model, {name: flat.view_as(weight)}, (), batch).loss
 
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         return torch.autograd.functional.hessian(loss, weight.detach().flatten())
@@ -98,3 +96,20 @@ def test_layers_that_see_tokens_are_exact_per_sample_and_frozen_weights_count(ca
         assert factors[name].quadratic(torch.randn_like(model.get_parameter(name))).value > 0
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.requires_grad_(True)
+
+
+def test_all_measures_of_a_language_model_together(case):
+    model, _, batch = case
+    sites = find_sites(model)
+    found = measure_geometry(model, [batch], sites)
+    assert found.loss == "cross_entropy"
+    assert found.spectrum is not None
+    for site in found.sites:
+        assert site.gauss_newton_trace is not None
+        assert site.hessian_trace is not None
+        assert site.spectral_norm is not None
+    whole = sum(site.hessian_trace.value for site in found.sites)
+    trace = found.spectrum.density().moment(1)
+    spread = sum(site.hessian_trace.stderr for site in found.sites) + trace.stderr
+    assert abs(trace.value - whole) <= 8 * spread
+    assert ("curvature in the input", "") in {(each.measure, each.site) for each in found.missing}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from geoquant import progress
 from geoquant.cli.app import app
 from geoquant.cli.inputs import AsJson, Seed, fast, say, show
+from geoquant.cli.show import waterfalls
 from geoquant.data import digits
 from geoquant.export import load, save
 from geoquant.models import inference
@@ -84,15 +85,16 @@ def demo_command(
         images = digits("train")
         calibration = images.batches(128, limit=256, seed=seed, normalize="dataset")
         test = digits("test").batches(256, normalize="dataset")
-        say("profiling every layer at every width, by every predictor")
+        say("profiling every layer at every width by every predictor, and the geometry of the loss")
         names = ["one_layer_kl", *(name for name in PREDICTORS if name != "one_layer_kl")]
-        measured = profile(model, calibration, predictors=names, seed=seed)
+        measured = profile(model, calibration, predictors=names, seed=seed, geometry=True)
         say("allocating, quantizing and evaluating")
         pairs = plans_at_equal_bytes(measured)
         points = sweep(model, pairs, test)
         everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
         float_point = measure_point(model, None, test, "float", "float32")
         chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
+        falls = waterfalls(model, chosen, calibration[0], 4)
         measured.save(output)
         size = _quantize_and_save(model, chosen[1], output, test[0][0])
         page = write_report(
@@ -102,6 +104,7 @@ def demo_command(
             plans=chosen,
             points=everything,
             float_point=float_point,
+            waterfalls=falls,
         )
     document: dict[str, Any] = {"report": str(page), "seconds": time.perf_counter() - start, "bytes": size}
     document["points"] = [

@@ -12,6 +12,7 @@ from torch import nn
 
 from geoquant import progress
 from geoquant.cli.app import app
+from geoquant.cli.geometry import geometry_text
 from geoquant.cli.inputs import (
     AsJson,
     BatchSize,
@@ -28,9 +29,18 @@ from geoquant.cli.inputs import (
     say,
     show,
 )
+from geoquant.geometry import geometry_cost
 from geoquant.models import inference, predict
 from geoquant.plan import Budget, Plan, align, allocate, plan_text, summary
-from geoquant.sensitivity import DEFAULT_GRIDS, DEFAULT_PREDICTORS, PREDICTORS, Profile, make_subject, profile
+from geoquant.sensitivity import (
+    DEFAULT_GRIDS,
+    DEFAULT_PREDICTORS,
+    PREDICTORS,
+    Profile,
+    make_subject,
+    profile,
+)
+from geoquant.sensitivity.profiling import geometry_document
 
 GRIDS = ",".join(DEFAULT_GRIDS)
 PREDICTOR, ALL_PREDICTORS = DEFAULT_PREDICTORS[0], ",".join(DEFAULT_PREDICTORS)
@@ -38,6 +48,13 @@ PREDICTOR, ALL_PREDICTORS = DEFAULT_PREDICTORS[0], ",".join(DEFAULT_PREDICTORS)
 Grids = Annotated[str, typer.Option(help="Comma-separated grids to measure, such as int2,int4,int4:affine:group64.")]
 Predictors = Annotated[str, typer.Option("--predictors", help="Comma-separated predictors; the first is the default.")]
 Only = Annotated[list[str] | None, typer.Option(help="Measure only these layers (name or `re:` pattern; repeatable).")]
+Geometry = Annotated[
+    bool,
+    typer.Option(
+        "--geometry/--no-geometry",
+        help="Measure traces, norms, spectrum and curvature too; plans do not need them. The cost is said first.",
+    ),
+]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave these layers in float (name or `re:`; repeatable).")]
 AverageBits = Annotated[float | None, typer.Option(help="Budget: stored bits per weight, scales included.")]
 Bytes = Annotated[int | None, typer.Option("--bytes", help="Budget: size of the artifact on disk.")]
@@ -66,21 +83,26 @@ def measure(
     only: list[str] | None,
     exclude: list[str] | None,
     seed: int,
+    geometry: bool = False,
 ) -> Profile:
     """Say what profiling will cost, then do it with a bar."""
     names = split(predictors)
     subject = make_subject(model, batches, grids=split(grids), only=only, exclude=exclude, seed=seed)
     cost = sum(PREDICTORS[name].estimated_cost(subject) for name in names)
+    more = geometry_cost(model, subject.batches, subject.sites) if geometry else 0.0
     with inference(model):
         start = time.perf_counter()
         predict(model, batches[0])
-    seconds = cost * (time.perf_counter() - start) * len(batches)
+    each = (time.perf_counter() - start) * len(batches)
     say(
         f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {', '.join(names)}: about "
-        f"{cost:.0f} forwards over the calibration set, some {max(seconds, 1):.0f} s here"
+        f"{cost:.0f} forwards over the calibration set, some {max(cost * each, 1):.0f} s here"
     )
+    if geometry:
+        say(f"geometry: about {more:.0f} forwards more, some {max(more * each, 1):.0f} s here; --no-geometry skips it")
+    options: dict[str, Any] = {"only": only, "exclude": exclude, "seed": seed, "geometry": geometry}
     with progress.shown():
-        return profile(model, batches, grids=split(grids), predictors=names, only=only, exclude=exclude, seed=seed)
+        return profile(model, batches, grids=split(grids), predictors=names, **options)
 
 
 def profile_text(result: Profile) -> str:
@@ -95,7 +117,8 @@ def profile_text(result: Profile) -> str:
         f"{each.predictor} {each.cost:.1f} forward-equivalents, {seconds:.1f} s"
         for each, seconds in zip(result.tables, result.seconds, strict=True)
     )
-    return f"{align(rows, (False, *[True] * (len(rows[0]) - 1)))}\n\n{table.predictor} in {unit}\n{costs}"
+    text = f"{align(rows, (False, *[True] * (len(rows[0]) - 1)))}\n\n{table.predictor} in {unit}\n{costs}"
+    return text if result.geometry is None else f"{text}\n\n{geometry_text(result.geometry)}"
 
 
 @app.command("profile")
@@ -112,20 +135,24 @@ def profile_command(
     only: Only = None,
     exclude: Exclude = None,
     fold_batch_norm: Fold = False,
+    geometry: Geometry = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Measure what each (layer, grid) choice costs.
+    """Measure what each (layer, grid) choice costs, and what the model is like.
 
     Example: `geoquant profile geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --output prof/`
     """
     net = read_model(model, weights, fold_batch_norm)
     batches = read_batches(data, "train", normalize, weights, batch_size, images, seed)
-    result = measure(net, batches, grids, predictors, only, exclude, seed)
+    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry)
     path = result.save(output)
     say(f"wrote {path}")
-    document = {"path": str(path), "cost": result.cost, "tables": {t.predictor: t.damage for t in result.tables}}
+    document: dict[str, Any] = {"path": str(path), "cost": result.cost}
+    document["tables"] = {table.predictor: table.damage for table in result.tables}
+    if result.geometry is not None:
+        document["geometry"] = geometry_document(result.geometry)
     show(profile_text(result), document, as_json)
 
 

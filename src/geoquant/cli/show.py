@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from geoquant import progress
 from geoquant.cli.app import app, plan_app
 from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, read_model, say, show
 from geoquant.cli.measure import split
-from geoquant.errors import FileFormatError
+from geoquant.errors import FileFormatError, GeoquantError
 from geoquant.plan import Plan, diff_rows, diff_text, plan_text
-from geoquant.report import Point, comparison_plans, measure_point, sweep, write_report
+from geoquant.report import (
+    Point,
+    Waterfall,
+    comparison_plans,
+    measure_point,
+    measure_waterfall,
+    sweep,
+    write_report,
+)
+from geoquant.report.labels import plan_labels
 from geoquant.sensitivity import Profile
 
 DEFAULT_BUDGETS = "2.5,3,3.5,4,5,6"
@@ -31,6 +42,17 @@ def read_evidence(path: Path) -> tuple[Profile, tuple[Plan, ...]]:
     return profile, (plan,)
 
 
+def waterfalls(model: nn.Module, plans: Sequence[Plan], batch: Any, inputs: int) -> tuple[Waterfall, ...]:
+    """Measure the error tiers of each plan; say so where a model does not allow it."""
+    found = []
+    for label, plan in zip(plan_labels(plans), plans, strict=True):
+        try:
+            found.append(measure_waterfall(model, plan, batch, label, inputs=inputs))
+        except GeoquantError as error:
+            say(f"no error tiers of {label}: {error}")
+    return tuple(found)
+
+
 @app.command("report")
 def report_command(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder from `profile` or `quantize`, or a plan.")],
@@ -42,9 +64,15 @@ def report_command(
     images: Annotated[int | None, typer.Option(min=1, help="Evaluate on this many samples only.")] = None,
     budgets: Annotated[str, typer.Option(help="Average bits to compare at, with --model.")] = DEFAULT_BUDGETS,
     plan: Annotated[list[Path] | None, typer.Option(help="More plans to show (repeatable).")] = None,
+    tier_images: Annotated[
+        int, typer.Option(min=0, help="Calibration samples for the error tiers of each plan, with --model; 0 for none.")
+    ] = 4,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page about a profile or a plan.
+
+    With --model and --data, accuracy against bytes is measured on the test split, and the error tiers of each plan
+    (error_bound, error_estimate, error_observed) on a few samples of the calibration split.
 
     Example: `geoquant report prof/ --model geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --images 2000 --output report.html`
@@ -52,6 +80,7 @@ def report_command(
     profile, plans = read_evidence(path)
     plans += tuple(Plan.load(each) for each in plan or [])
     points: tuple[Point, ...] = ()
+    falls: tuple[Waterfall, ...] = ()
     float_point = None
     if (model is None) != (data is None):
         raise typer.BadParameter("accuracy against bytes needs both --model and --data")
@@ -62,8 +91,17 @@ def report_command(
         with progress.shown():
             points = sweep(net, chosen, batches)
             float_point = measure_point(net, None, batches, "float", "float32")
+            if plans and tier_images:
+                few = read_batches(data, "train", normalize, weights, tier_images, tier_images, profile.seed)
+                falls = waterfalls(net, plans, few[0], tier_images)
     target = write_report(
-        output, f"geoquant: {path.resolve().name}", profile=profile, plans=plans, points=points, float_point=float_point
+        output,
+        f"geoquant: {path.resolve().name}",
+        profile=profile,
+        plans=plans,
+        points=points,
+        float_point=float_point,
+        waterfalls=falls,
     )
     say(f"wrote {target}")
     show(str(target), {"path": str(target)}, as_json)

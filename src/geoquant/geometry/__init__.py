@@ -21,6 +21,8 @@ from geoquant.geometry.hvp import hessian_vector_product
 from geoquant.geometry.kfac import KroneckerFactors, kronecker_factors
 from geoquant.geometry.kinks import KinkDensity, kink_density, smoothed
 from geoquant.geometry.lipschitz import lipschitz, lipschitz_sampled, register_lipschitz
+from geoquant.geometry.measuring import geometry_cost, measure_geometry
+from geoquant.geometry.model_geometry import InputRange, Missing, ModelGeometry, SiteGeometry, Spectrum
 from geoquant.geometry.objective import Objective, make_objective
 from geoquant.geometry.operators import linear_map, spectral_norm, spectral_norm_bound
 from geoquant.geometry.quadratic import QuadraticForm, displacement_gram, quadratic_form
@@ -32,12 +34,17 @@ __all__ = [
     "ActivationRange",
     "Estimate",
     "Histogram",
+    "InputRange",
     "KinkDensity",
     "KroneckerFactors",
+    "Missing",
+    "ModelGeometry",
     "NetworkCurvature",
     "Objective",
     "QuadraticForm",
+    "SiteGeometry",
     "SpectralDensity",
+    "Spectrum",
     "TensorEstimate",
     "activation_ranges",
     "compose_curvature",
@@ -47,6 +54,7 @@ __all__ = [
     "displacement_gram",
     "gauss_newton_diagonal",
     "gauss_newton_traces",
+    "geometry_cost",
     "hessian_diagonal",
     "hessian_traces",
     "hessian_vector_product",
@@ -57,6 +65,7 @@ __all__ = [
     "lipschitz_sampled",
     "make_objective",
     "mean_rademacher_stretch",
+    "measure_geometry",
     "network_curvature",
     "output_energy_sensitivity",
     "quadratic_curvature",

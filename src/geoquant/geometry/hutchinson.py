@@ -84,7 +84,9 @@ def hessian_traces(
     if method == "hutchinson" or objective.criterion is None:
         found = _plain(objective, probes, seed, relative_stderr)
     else:
-        found = _with_control_variate(objective, probes, seed, relative_stderr, exact_columns)
+        _, found = both_traces(
+            objective, probes=probes, seed=seed, relative=relative_stderr, exact_columns=exact_columns
+        )
     return {name: found[place] for name, place in zip(objective.names, objective.position, strict=True)}
 
 
@@ -96,21 +98,26 @@ def _plain(objective: Objective, probes: int, seed: int, relative: float | None)
     ]
 
 
-def _with_control_variate(
-    objective: Objective, probes: int, seed: int, relative: float | None, exact_columns: int
-) -> list[Estimate]:
+def both_traces(
+    objective: Objective,
+    *,
+    probes: int,
+    seed: int,
+    relative: float | None = None,
+    exact_columns: int = EXACT_COLUMNS,
+) -> tuple[list[Estimate], list[Estimate]]:
+    """Return Gauss-Newton and Hessian traces by parameter, in the order of ``objective.unique``."""
     gauss = trace_gauss_newton(objective, probes=probes, seed=seed, exact_columns=exact_columns)
     # A loss whose residual vanishes (divergence from itself) has no remainder at all.
     criterion = objective.criterion
     free = criterion is not None and criterion.name == "kl"
+    places = range(len(gauss.affine))
     curved = [not (affine or free) for affine in gauss.affine]
-    if not any(curved):
-        return [_exact(gauss, place, free) for place in range(len(curved))]
-    part, cost = _probe_remainder(objective, gauss, curved, probes, seed, relative)
-    return [
-        _sum(gauss, part, place, gauss.cost + cost) if curved[place] else _exact(gauss, place, free)
-        for place in range(len(curved))
-    ]
+    whole = [_exact(gauss, place, free) for place in places]
+    if any(curved):
+        part, cost = _probe_remainder(objective, gauss, curved, probes, seed, relative)
+        whole = [_sum(gauss, part, place, gauss.cost + cost) if curved[place] else whole[place] for place in places]
+    return [estimate_of(gauss, place) for place in places], whole
 
 
 def _probe_remainder(

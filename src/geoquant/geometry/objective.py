@@ -157,7 +157,7 @@ class Objective:
             raise ModelError("the model gives NaN or Inf on a batch; mend the model or the data before measuring")
         outputs = outputs.unsqueeze(-1) if outputs.dim() == 1 else outputs
         outputs = outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])
-        targets = targets_of(batch)
+        targets = targets_of(batch, self.model)
         mask = self.criterion.mask(outputs.flatten(0, 1), targets).view(outputs.shape[:2])
         kept = prediction_mask(batch, outputs)
         return Scored(outputs, mask if kept is None else mask & kept.view_as(mask), targets, self.criterion)
@@ -212,7 +212,7 @@ def make_objective(
     held = given if _couples_samples(model) else tuple(part for batch in given for part in split(batch, piece))
     if callable(loss):
         return Objective(model, held, parameters, None, loss, forward)
-    name = _usual_loss(targets_of(given[0])) if loss == "auto" else loss
+    name = _usual_loss(targets_of(given[0], model)) if loss == "auto" else loss
     return Objective(model, held, parameters, CRITERIA[name], None, forward)
 
 

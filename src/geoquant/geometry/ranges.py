@@ -168,7 +168,7 @@ def activation_ranges(
             def keep(name: str, values: Tensor, samples: int = samples) -> None:
                 tallies.setdefault(name, _Tally()).add(name, values, samples)
 
-            with _hooked(model, chosen, side, keep):
+            with hooked(model, chosen, side, keep):
                 predict(model, batch, forward)
             advance()
     missing = [] if modules is None else [name for name in chosen if name not in tallies]
@@ -178,7 +178,8 @@ def activation_ranges(
 
 
 @contextmanager
-def _hooked(model: nn.Module, chosen: Sequence[str], side: Side, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+def hooked(model: nn.Module, chosen: Sequence[str], side: Side, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Hand, while open, the first real tensor that each chosen module takes in (or gives out) to `keep`."""
     wanted = set(chosen)
     handles = []
     for name, module in model.named_modules():

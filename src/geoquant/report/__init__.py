@@ -1,30 +1,41 @@
 """What a person sees: plans swept and evaluated, and one self-contained page that shows all of it."""
 
 from geoquant.report.figures import cost, damage_curves, pareto
-from geoquant.report.heatmaps import bits_heatmap, grid_heatmap
+from geoquant.report.geometry_figures import spectrum_plot, waterfall_plot
+from geoquant.report.heatmaps import bits_heatmap, curvature_map, grid_heatmap
 from geoquant.report.page import render, write_report
-from geoquant.report.png import heatmap_png, pareto_png
+from geoquant.report.png import curvature_png, heatmap_png, pareto_png, spectrum_png, waterfall_png
 from geoquant.report.sweep import Point, comparison_plans, measure_point, sweep, to_frame
 from geoquant.report.verdict import Comparison, Verdict, compare, scoreboard, verdict
+from geoquant.report.waterfall import Tier, Waterfall, measure_waterfall
 
 __all__ = [
     "Comparison",
     "Point",
+    "Tier",
     "Verdict",
+    "Waterfall",
     "bits_heatmap",
     "compare",
     "comparison_plans",
     "cost",
+    "curvature_map",
+    "curvature_png",
     "damage_curves",
     "grid_heatmap",
     "heatmap_png",
     "measure_point",
+    "measure_waterfall",
     "pareto",
     "pareto_png",
     "render",
     "scoreboard",
+    "spectrum_plot",
+    "spectrum_png",
     "sweep",
     "to_frame",
     "verdict",
+    "waterfall_plot",
+    "waterfall_png",
     "write_report",
 ]

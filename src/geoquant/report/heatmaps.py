@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
 from geoquant.errors import PlanError
+from geoquant.geometry import Estimate, ModelGeometry, SiteGeometry
 from geoquant.plan import Plan
 from geoquant.report.axes import axis, by_width, canvas, clipped, log_floor, menu
 from geoquant.report.labels import plan_labels, plot_text, quantity, short_names, unit_text
@@ -36,7 +38,7 @@ def layer_axis(names: Sequence[str]) -> dict[str, Any]:
         "",
         tickmode="array",
         tickvals=list(range(len(names))),
-        ticktext=_fitted(names, NAME_LIMIT),
+        ticktext=fitted(names, NAME_LIMIT),
         tickfont=tickfont,
         range=[len(names) - 0.5, -0.5],
         showgrid=False,
@@ -44,7 +46,8 @@ def layer_axis(names: Sequence[str]) -> dict[str, Any]:
     )
 
 
-def _fitted(names: Sequence[str], limit: int) -> list[str]:
+def fitted(names: Sequence[str], limit: int) -> list[str]:
+    """Return names of layers, cut to `limit` characters, as plotly shows them letter by letter."""
     return [plot_text(name) for name in short_names(names, limit)]
 
 
@@ -71,7 +74,7 @@ def grid_heatmap(profile: Profile, plans: Sequence[Plan] = ()) -> go.Figure:
     order = by_width(profile.tables[0].grids)
     columns = [profile.tables[0].grids[column] for column in order]
     maps = [_damage_map(table, order, index == 0) for index, table in enumerate(profile.tables)]
-    marks = _marks(sites, columns, plans)
+    marks = _marks(sites, columns, plans, lambda plan: dict(zip(plan.inventory.names, plan.names, strict=True)))
     titles = [plot_text(f"{table.predictor} ({unit_text(table.unit)})") for table in profile.tables]
     changes = [
         ([i == j for j in range(len(maps))] + [True] * len(marks), {"title.text": title})
@@ -106,7 +109,7 @@ def _map(traces: Sequence[Any], names: Sequence[str], columns: Sequence[str], to
             range=[-0.5, len(columns) - 0.5],
         ),
         yaxis=layer_axis(names),
-        meta={"narrow": _fitted(names, NARROW_LIMIT)},
+        meta={"narrow": fitted(names, NARROW_LIMIT)},
     )
     return figure
 
@@ -160,13 +163,15 @@ def _colorbar(logarithms: Sequence[Sequence[float]] | None) -> dict[str, Any]:
     return bar
 
 
-def _marks(sites: Sequence[str], columns: Sequence[str], plans: Sequence[Plan]) -> list[go.Scatter]:
+def _marks(
+    sites: Sequence[str], columns: Sequence[str], plans: Sequence[Plan], column_of: Callable[[Plan], Mapping[str, str]]
+) -> list[go.Scatter]:
     """Mark the cell that each plan chose; plans sit side by side in a cell so that none hides another."""
     traces = []
     size = max(5, min(10, 24 // max(len(plans), 1)))
     for index, (plan, label) in enumerate(zip(plans, plan_labels(plans), strict=True)):
         shift = 0.8 * ((index + 0.5) / len(plans) - 0.5)
-        chosen = dict(zip(plan.inventory.names, plan.names, strict=True))
+        chosen = column_of(plan)
         cells = [
             (columns.index(chosen[site]) + shift, row) for row, site in enumerate(sites) if chosen[site] in columns
         ]
@@ -188,6 +193,99 @@ def _marks(sites: Sequence[str], columns: Sequence[str], plans: Sequence[Plan]) 
             )
         )
     return traces
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the curvature map can be coloured by."""
+
+    title: str
+    read: Callable[[SiteGeometry], Estimate | None]
+
+
+MEASURES = (
+    Measure("Gauss-Newton trace per weight", lambda site: site.trace_per_weight),
+    Measure("Gauss-Newton trace", lambda site: site.gauss_newton_trace),
+    Measure("Hessian trace", lambda site: site.hessian_trace),
+    Measure("spectral norm", lambda site: site.spectral_norm),
+    Measure("condition number", lambda site: site.condition_number),
+)
+
+
+def measures_of(geometry: ModelGeometry) -> tuple[Measure, ...]:
+    """Return the measures that at least one site has."""
+    return tuple(each for each in MEASURES if any(each.read(site) is not None for site in geometry.sites))
+
+
+def curvature_map(geometry: ModelGeometry, plans: Sequence[Plan] = ()) -> go.Figure:
+    """Colour the layers by a measure of their geometry, on a logarithmic scale, and mark the bits of each plan on top.
+
+    Every measure that was taken can be selected. Its value stands in the first column.
+
+    Raises:
+        PlanError: nothing was measured, or a plan has no bits for one of the layers.
+    """
+    sites, measures = [site.site for site in geometry.sites], measures_of(geometry)
+    if not measures or any(set(sites) - set(plan.inventory.names) for plan in plans):
+        raise PlanError("a curvature map needs a measured geometry, and plans for the same model")
+    columns = ["value", *_bit_columns(plans)]
+    maps = [_measure_map(geometry, measure, columns, index == 0) for index, measure in enumerate(measures)]
+    marks = _marks(
+        sites,
+        columns,
+        plans,
+        lambda plan: {n: f"{g.bits:g}" for n, g in zip(plan.inventory.names, plan.grids, strict=True)},
+    )
+    changes: list[tuple[list[bool], dict[str, Any]]] = [
+        ([i == j for j in range(len(maps))] + [True] * len(marks), {"title.text": measure.title})
+        for i, measure in enumerate(measures)
+    ]
+    figure = _map([*maps, *marks], sites, columns, top=112, title="bits per weight (codes)" if plans else "")
+    title = {"text": measures[0].title, "font": {"size": 13}, "x": 0.5, "xref": "paper", "xanchor": "center"}
+    figure.update_layout(
+        title={**title, "y": 1, "yanchor": "top"},
+        legend={"orientation": "h", "y": 0, "yanchor": "top"},
+        updatemenus=menu([measure.title for measure in measures], changes),
+    )
+    figure.update_traces(colorbar_y=1 - 22 / figure.layout.height, selector={"type": "heatmap"})
+    return figure
+
+
+def _bit_columns(plans: Sequence[Plan]) -> list[str]:
+    """Return every width that a plan uses, and the whole ones between them up to `WIDEST_CODE`."""
+    used = {float(grid.bits) for plan in plans for grid in plan.grids}
+    whole = range(math.ceil(min(used)), min(math.floor(max(used)), WIDEST_CODE) + 1) if used else ()
+    return [f"{bits:g}" for bits in sorted(used | {float(bits) for bits in whole})]
+
+
+def _measure_map(geometry: ModelGeometry, measure: Measure, columns: Sequence[str], visible: bool) -> go.Heatmap:
+    """Colour whole rows; what is infinite takes the darkest shade, what was not measured none."""
+    found = [measure.read(site) for site in geometry.sites]
+    finite = [each.value for each in found if each is not None and math.isfinite(each.value)]
+    floor, top = log_floor(finite), max(finite, default=1.0)
+    shown = [None if each is None else min(max(each.value, floor or each.value), top) for each in found]
+    logs = [value if value is None or floor is None else math.log10(value) for value in shown]
+    known = [value for value in logs if value is not None]
+    hover = [
+        f"{plot_text(site.site)}<br>{measure.title}: {each}" for site, each in zip(geometry.sites, found, strict=True)
+    ]
+    values = ["–" if each is None else quantity(each.value) for each in found]
+    return go.Heatmap(
+        z=[[value] * len(columns) for value in logs],
+        text=[[value, *[""] * (len(columns) - 1)] for value in values],
+        texttemplate="%{text}",
+        textfont={"size": 12 if len(found) <= 60 else 11},
+        customdata=[[text] * len(columns) for text in hover],
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        colorscale=SCALE,
+        reversescale=True,
+        visible=visible,
+        ygap=1,
+        name=measure.title,
+        colorbar=_colorbar([known] if floor and known else None),
+        showlegend=False,
+    )
 
 
 def bits_heatmap(plans: Sequence[Plan]) -> go.Figure:

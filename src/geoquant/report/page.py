@@ -19,12 +19,13 @@ from plotly.offline import get_plotlyjs
 import geoquant
 from geoquant import storage
 from geoquant.plan import Plan, uniform_plan
-from geoquant.report import panels, tables
-from geoquant.report.heatmaps import check_plans
+from geoquant.report import geometry_panels, panels, tables
+from geoquant.report.heatmaps import check_plans, measures_of
 from geoquant.report.labels import percent, plan_labels
 from geoquant.report.palette import is_uniform
 from geoquant.report.sweep import Point
 from geoquant.report.verdict import guided_methods, verdict
+from geoquant.report.waterfall import Waterfall
 from geoquant.sensitivity import Profile
 
 CLOSE_TO_FLOAT = 0.01
@@ -45,6 +46,7 @@ def render(
     plans: Sequence[Plan] = (),
     points: Sequence[Point] = (),
     float_point: Point | None = None,
+    waterfalls: Sequence[Waterfall] = (),
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
@@ -57,6 +59,7 @@ def render(
         plans: plans for the profile's model.
         points: evaluated plans. The verdict speaks of the first method that is not uniform.
         float_point: the float model, evaluated on the same data.
+        waterfalls: error tiers of plans on calibration inputs (see `measure_waterfall`).
         notes: more lines for the provenance, by name.
         seconds: wall time of each step of the whole path, by name.
         command: the command that made all this.
@@ -73,7 +76,7 @@ def render(
         "done": _done(profile, plans, points),
         "verdict": verdict(points),
         "facts": _facts(profile, plans, points, float_point, float_bytes),
-        "sections": _sections(bool(points), bool(plans)),
+        "sections": _sections(bool(points), bool(plans), bool(waterfalls), profile.geometry is not None),
         "results": panels.pareto_panel(points, float_point) if points else None,
         "scores": tables.scoreboard_table(points),
         "overview": tables.plans_table(plans, float_bytes),
@@ -81,6 +84,7 @@ def render(
         "plan_tables": [tables.plan_table(plan, label) for plan, label in zip(plans, plan_labels(plans), strict=True)],
         "heatmap": panels.heatmap_panel(profile, plans),
         "curves": panels.curves_panel(profile),
+        **_geometry(profile, plans, waterfalls),
         "cost": panels.cost_panel(profile),
         "steps": tables.seconds_table(seconds or {}),
         "provenance": _provenance(profile, notes or {}, command),
@@ -97,6 +101,7 @@ def write_report(
     plans: Sequence[Plan] = (),
     points: Sequence[Point] = (),
     float_point: Point | None = None,
+    waterfalls: Sequence[Waterfall] = (),
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
@@ -113,6 +118,7 @@ def write_report(
         plans=plans,
         points=points,
         float_point=float_point,
+        waterfalls=waterfalls,
         notes=notes,
         seconds=seconds,
         command=command,
@@ -170,10 +176,27 @@ def _smallest_close(points: Sequence[Point], float_point: Point) -> str:
     return f"{min(sizes):,} bytes" if sizes else "none"
 
 
-def _sections(with_points: bool, with_plans: bool) -> list[tuple[str, str]]:
+def _geometry(profile: Profile, plans: Sequence[Plan], waterfalls: Sequence[Waterfall]) -> dict[str, Any]:
+    """Gather the panels of geometry and error; None where nothing was measured."""
+    content: dict[str, Any] = dict.fromkeys(("curvature", "network", "spectrum"))
+    content["waterfall"] = geometry_panels.waterfall_panel(waterfalls) if waterfalls else None
+    geometry = profile.geometry
+    if geometry is not None:
+        content["network"] = geometry_panels.network_table(geometry)
+        if measures_of(geometry):
+            content["curvature"] = geometry_panels.curvature_panel(geometry, plans)
+        if geometry.spectrum is not None:
+            content["spectrum"] = geometry_panels.spectrum_panel(geometry.spectrum)
+    return content
+
+
+def _sections(with_points: bool, with_plans: bool, with_error: bool, with_geometry: bool) -> list[tuple[str, str]]:
     sections = [("results", "Results")] if with_points else []
     sections += [("plans", "Plans")] if with_plans else []
-    return [*sections, ("sensitivity", "Sensitivity"), ("cost", "Cost"), ("provenance", "Provenance")]
+    sections += [("error", "Error")] if with_error else []
+    sections += [("sensitivity", "Sensitivity")]
+    sections += [("geometry", "Geometry")] if with_geometry else []
+    return [*sections, ("cost", "Cost"), ("provenance", "Provenance")]
 
 
 def _provenance(profile: Profile, notes: Mapping[str, str], command: str | None) -> list[Fact]:

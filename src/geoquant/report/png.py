@@ -1,4 +1,4 @@
-"""The two pictures that a README or a paper wants, as PNG by matplotlib.
+"""The pictures that a README or a paper wants, as PNG by matplotlib.
 
 They follow the same rules as the page: colour means evidence, grey dashes mean uniform, uncertain points
 carry their standard error. No display is needed and no global state of matplotlib is touched.
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -17,12 +18,15 @@ from matplotlib.ticker import FuncFormatter
 
 from geoquant import storage
 from geoquant.errors import PlanError
+from geoquant.geometry import ModelGeometry, Spectrum
 from geoquant.plan import Plan
 from geoquant.report.axes import by_width, clipped, log_floor
-from geoquant.report.heatmaps import check_plans
+from geoquant.report.geometry_figures import CANCELLED, TOTAL, spectrum_curve
+from geoquant.report.heatmaps import MEASURES, WIDEST_CODE, check_plans
 from geoquant.report.labels import plan_labels, short_names, unit_text
-from geoquant.report.palette import MATPLOTLIB_DASHES, MATPLOTLIB_MARKERS, SYMBOLS, series, styles
+from geoquant.report.palette import MATPLOTLIB_DASHES, MATPLOTLIB_MARKERS, OKABE_ITO, SYMBOLS, series, styles
 from geoquant.report.sweep import Point
+from geoquant.report.waterfall import Waterfall
 from geoquant.sensitivity import Profile
 
 DPI = 200
@@ -99,6 +103,96 @@ def heatmap_png(
     if plans:
         figure.legend(loc="outside upper center", ncols=min(3, len(plans)), frameon=False, fontsize="small")
     return _save(figure, path)
+
+
+def curvature_png(geometry: ModelGeometry, path: Path | str, plans: Sequence[Plan] = ()) -> Path:
+    """Write trace per weight of every layer, with the bits of `plans` over it, as a PNG, atomically; return its path.
+
+    Raises:
+        PlanError: no trace was measured.
+        OutputError: the file cannot be written.
+    """
+    measure = MEASURES[0]
+    found = [(site.site, each) for site in geometry.sites if (each := measure.read(site)) is not None]
+    if not found:
+        raise PlanError("a curvature map needs a geometry with traces")
+    names = [name for name, _ in found]
+    floor = log_floor(each.value for _, each in found)
+    values = np.array(clipped([each.value for _, each in found], floor))[:, None]
+    figure = Figure(figsize=(6.4, 1.6 + 0.24 * len(names)), layout="constrained")
+    axes = figure.add_subplot()
+    norm = LogNorm() if floor is not None and values.min() < values.max() else Normalize()
+    widest = max((min(grid.bits, WIDEST_CODE) for plan in plans for grid in plan.grids), default=1)
+    extent = (0.5, widest + 0.5, len(names) - 0.5, -0.5)
+    image = axes.imshow(values, norm=norm, cmap="cividis_r", aspect="auto", extent=extent, interpolation="nearest")
+    for index, (plan, label) in enumerate(zip(plans, plan_labels(plans), strict=True)):
+        bits = {name: min(grid.bits, WIDEST_CODE) for name, grid in zip(plan.inventory.names, plan.grids, strict=True)}
+        shift = 0.8 * ((index + 0.5) / len(plans) - 0.5)
+        marker = MATPLOTLIB_MARKERS[SYMBOLS[index % len(SYMBOLS)]]
+        x = [bits[name] + shift for name in names]
+        axes.scatter(x, range(len(names)), marker=marker, s=26, c="white", edgecolors="black", label=label)
+    axes.set_yticks(range(len(names)), short_names(names, 34), fontsize="small")
+    axes.set_xlabel(f"bits per weight (codes; {WIDEST_CODE} stands for all wider ones)")
+    axes.xaxis.set_visible(bool(plans))
+    figure.colorbar(image, ax=axes, label=measure.title)
+    if plans:
+        figure.legend(loc="outside upper center", ncols=min(3, len(plans)), frameon=False, fontsize="small")
+    return _save(figure, path)
+
+
+def spectrum_png(spectrum: Spectrum, path: Path | str) -> Path:
+    """Write the density of the Hessian's eigenvalues as a PNG, atomically; return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    places, density, low, high = spectrum_curve(spectrum)
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.fill_between(places, low, high, color=OKABE_ITO[0], alpha=0.25, linewidth=0)
+    axes.plot(places, density, color=OKABE_ITO[0], linewidth=1.5, label="density ± standard error")
+    top = [each.value for each in spectrum.top]
+    axes.plot(top, [min(density)] * len(top), "^", color=OKABE_ITO[1], label="largest eigenvalues")
+    axes.set_yscale("log")
+    axes.set_xlabel("eigenvalue of the Hessian (nats per squared weight unit)")
+    axes.set_ylabel("share of eigenvalues per unit")
+    _plain(axes)
+    return _save(figure, path)
+
+
+def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
+    """Write contributions of the layers and the three tiers of one plan as a PNG, atomically; return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    names, sizes = list(fall.contributions), list(fall.contributions.values())
+    starts = [sum(sizes[:index]) for index in range(len(sizes))]
+    estimate = fall.tiers[1].mean or 0.0
+    rows = [*short_names(names, 34), CANCELLED, TOTAL]
+    colors = [OKABE_ITO[0]] * len(names) + ["#8c8c8c", OKABE_ITO[1]]
+    figure = Figure(figsize=(7.2, 2.6 + 0.24 * len(rows)), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(1.2, 0.6 + 0.24 * len(rows)))
+    below.barh(range(len(rows)), [*sizes, fall.cancelled, estimate], left=[*starts, estimate, 0.0], color=colors)
+    below.set_yticks(range(len(rows)), rows, fontsize="small")
+    below.invert_yaxis()
+    below.set_xlabel("largest output change, contributions")
+    means = [(row, tier.mean) for row, tier in enumerate(fall.tiers) if tier.mean]
+    above.plot([mean for _, mean in means], [row for row, _ in means], "o", color=OKABE_ITO[2])
+    above.set_yticks(range(3), [tier.name for tier in fall.tiers], fontsize="small")
+    above.set_ylim(2.5, -0.5)
+    above.set_xscale("log" if means else "linear")
+    above.set_xlabel("largest output change, three tiers")
+    for axes in (above, below):
+        axes.grid(axis="x", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _plain(axes: Axes) -> None:
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize="small")
 
 
 def _save(figure: Figure, path: Path | str) -> Path:

@@ -41,7 +41,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def _number(value: float | None, text: str) -> Cell:
+def number_cell(value: float | None, text: str) -> Cell:
     """Return a cell that sorts by its value; what was not measured comes last."""
     return Cell(text, float("inf") if value is None else value)
 
@@ -53,9 +53,9 @@ def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
         evidence = plan.evidence
         row = [
             Cell(label),
-            _number(plan.average_bits, f"{plan.average_bits:.4f}"),
-            _number(plan.bytes, f"{plan.bytes:,}"),
-            _number(plan.bytes / float_bytes, percent(plan.bytes / float_bytes)),
+            number_cell(plan.average_bits, f"{plan.average_bits:.4f}"),
+            number_cell(plan.bytes, f"{plan.bytes:,}"),
+            number_cell(plan.bytes / float_bytes, percent(plan.bytes / float_bytes)),
         ]
         if evidence is None:
             row += [Cell("written by hand"), Cell("–"), Cell("–"), Cell("–")]
@@ -64,8 +64,8 @@ def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
             row += [
                 Cell(f"{evidence.table.predictor} + {evidence.request.solver}"),
                 Cell(f"{evidence.request.objective}, {unit_text(evidence.table.unit)}"),
-                _number(evidence.optimality.objective, quantity(evidence.optimality.objective)),
-                _number(gap, "optimal" if gap <= 1e-9 else f"≤ {100 * gap:.2g} %"),
+                number_cell(evidence.optimality.objective, quantity(evidence.optimality.objective)),
+                number_cell(gap, "optimal" if gap <= 1e-9 else f"≤ {100 * gap:.2g} %"),
             ]
         rows.append(tuple(row))
     columns = (
@@ -92,11 +92,11 @@ def plan_table(plan: Plan, label: str) -> Table:
         rows.append(
             (
                 Cell(site.name),
-                _number(site.weights, f"{site.weights:,}"),
+                number_cell(site.weights, f"{site.weights:,}"),
                 Cell(name),
-                _number(bits, f"{bits:.2f}"),
-                _number(cost.bytes, f"{cost.bytes:,}"),
-                _number(damage, quantity(damage)),
+                number_cell(bits, f"{bits:.2f}"),
+                number_cell(cost.bytes, f"{cost.bytes:,}"),
+                number_cell(damage, quantity(damage)),
                 Cell(reason),
             )
         )
@@ -108,7 +108,7 @@ def plan_table(plan: Plan, label: str) -> Table:
 def bits_table(plans: Sequence[Plan]) -> Table:
     """Show the grid of every layer in every plan."""
     rows = tuple(
-        (Cell(name), *(_number(plan.grids[row].bits, plan.names[row]) for plan in plans))
+        (Cell(name), *(number_cell(plan.grids[row].bits, plan.names[row]) for plan in plans))
         for row, name in enumerate(plans[0].inventory.names)
     )
     columns = ("layer", *plan_labels(plans))
@@ -121,7 +121,7 @@ def damage_table(table: DamageTable) -> Table:
     rows = []
     for site, damage, stderr in zip(table.sites, table.damage, table.stderr, strict=True):
         texts = (quantity(damage[j]) + (f" ± {quantity(stderr[j])}" if stderr[j] else "") for j in order)
-        rows.append((Cell(site), *(_number(damage[j], text) for j, text in zip(order, texts, strict=True))))
+        rows.append((Cell(site), *(number_cell(damage[j], text) for j, text in zip(order, texts, strict=True))))
     columns = ("layer", *(table.grids[j] for j in order))
     caption = f"{table.predictor}: {unit_text(table.unit)}"
     return Table(caption, columns, (False, *(True,) * len(order)), tuple(rows))
@@ -136,13 +136,15 @@ def points_table(points: Sequence[Point], float_point: Point | None) -> Table:
             (
                 Cell(point.method),
                 Cell(point.label),
-                _number(point.average_bits, f"{point.average_bits:.3f}"),
-                _number(point.bytes, f"{point.bytes:,}"),
-                _number(
+                number_cell(point.average_bits, f"{point.average_bits:.3f}"),
+                number_cell(point.bytes, f"{point.bytes:,}"),
+                number_cell(
                     point.accuracy.value, measured(100 * point.accuracy.value, 100 * point.accuracy.stderr, 2) + " %"
                 ),
-                _number(point.cross_entropy.value, measured(point.cross_entropy.value, point.cross_entropy.stderr, 4)),
-                _number(point.kl.value, f"{quantity(point.kl.value)} ± {quantity(point.kl.stderr)}"),
+                number_cell(
+                    point.cross_entropy.value, measured(point.cross_entropy.value, point.cross_entropy.stderr, 4)
+                ),
+                number_cell(point.kl.value, f"{quantity(point.kl.value)} ± {quantity(point.kl.stderr)}"),
             )
         )
     columns = ("method", "plan", "average bits", "bytes", "accuracy", "cross-entropy (nats)", "KL to float (nats)")
@@ -159,9 +161,9 @@ def scoreboard_table(points: Sequence[Point]) -> Table:
         rows.append(
             (
                 Cell(method),
-                _number(len(pairs), str(len(pairs))),
-                *(_number(count, str(count)) for count in counts),
-                _number(mean, "–" if mean is None else f"{mean:+.1f} points".replace("-", "−")),
+                number_cell(len(pairs), str(len(pairs))),
+                *(number_cell(count, str(count)) for count in counts),
+                number_cell(mean, "–" if mean is None else f"{mean:+.1f} points".replace("-", "−")),
             )
         )
     columns = ("method", "sizes compared", "better", "no difference", "worse", "mean difference")
@@ -174,9 +176,9 @@ def cost_table(profile: Profile) -> Table:
         (
             Cell(table.predictor),
             Cell(unit_text(table.unit)),
-            _number(table.cost, quantity(table.cost)),
-            _number(seconds, duration(seconds) if any(profile.seconds) else "–"),
-            _number(table.samples, f"{table.samples:,}"),
+            number_cell(table.cost, quantity(table.cost)),
+            number_cell(seconds, duration(seconds) if any(profile.seconds) else "–"),
+            number_cell(table.samples, f"{table.samples:,}"),
         )
         for table, seconds in zip(profile.tables, profile.seconds, strict=True)
     )
@@ -188,6 +190,6 @@ def seconds_table(seconds: Mapping[str, float]) -> Table | None:
     """List the steps of the whole path with their wall time; None when nothing was timed."""
     if not seconds:
         return None
-    rows = [(Cell(step), _number(value, duration(value))) for step, value in seconds.items()]
-    rows.append((Cell("together"), _number(sum(seconds.values()), duration(sum(seconds.values())))))
+    rows = [(Cell(step), number_cell(value, duration(value))) for step, value in seconds.items()]
+    rows.append((Cell("together"), number_cell(sum(seconds.values()), duration(sum(seconds.values())))))
     return Table("Wall time of each step", ("step", "time"), (False, True), tuple(rows))

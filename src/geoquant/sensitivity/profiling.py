@@ -1,4 +1,4 @@
-"""The evidence on one model: what every choice costs, and how well that is known.
+"""The evidence on one model: what every choice costs, what the model is like, and how well that is known.
 
 A profile is measured once and read often: every budget, solver and objective is answered from it
 without touching the model again.
@@ -6,6 +6,7 @@ without touching the model again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ from torch import Tensor, nn
 from geoquant import storage
 from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError, suggest
+from geoquant.geometry import ModelGeometry, measure_geometry
 from geoquant.grids import Grid
 from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
 
-PROFILE_VERSION = 1
+# Version 2 may hold geometry; version 1, which never does, is read as well.
+PROFILE_VERSION = 2
 
 # A scale of either sign costs no storage and lets each channel choose the side of its extra level.
 DEFAULT_GRIDS = tuple(f"int{bits}:mse-signed" for bits in range(2, 9))
@@ -42,6 +45,7 @@ class Profile:
         data: fingerprint of the calibration batches.
         seed: of every random draw.
         seconds: wall time per predictor; left out of comparisons, two runs never agree on it.
+        geometry: what the model is like on the same data; None when it was not measured.
     """
 
     inventory: Inventory
@@ -50,6 +54,7 @@ class Profile:
     data: str
     seed: int
     seconds: tuple[float, ...] = field(compare=False)
+    geometry: ModelGeometry | None = None
 
     def table(self, predictor: str | None = None) -> DamageTable:
         """Return the table of `predictor` (the first one when None)."""
@@ -70,7 +75,7 @@ class Profile:
     def save(self, folder: Path | str) -> Path:
         """Write ``profile.json`` into `folder`, atomically; return its path."""
         target = Path(folder) / "profile.json"
-        storage.write_document(target, "profile", PROFILE_VERSION, _ADAPTER.dump_python(self, mode="json"))
+        storage.write_document(target, "profile", PROFILE_VERSION, _finite(_ADAPTER.dump_python(self, mode="json")))
         return target
 
     @staticmethod
@@ -83,6 +88,22 @@ class Profile:
 
 
 _ADAPTER = TypeAdapter(Profile)
+_GEOMETRY = TypeAdapter(ModelGeometry)
+
+
+def geometry_document(geometry: ModelGeometry) -> storage.Json:
+    """Return all measures as JSON; what is infinite (a condition number may be) is written as text."""
+    document: storage.Json = _finite(_GEOMETRY.dump_python(geometry, mode="json"))
+    return document
+
+
+def _finite(value: Any) -> Any:
+    """Replace every number that JSON does not know by its name, which reads back as that number."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_profile(content: storage.Json, source: Path) -> Profile:
@@ -105,6 +126,7 @@ def profile(
     exclude: Sequence[str] | None = None,
     forward: Forward | None = None,
     seed: int = 0,
+    geometry: bool = False,
 ) -> Profile:
     """Measure what each (layer, grid) choice costs `model`; the model is left as it was.
 
@@ -117,6 +139,8 @@ def profile(
         exclude: names or patterns of layers that stay in float.
         forward: ``forward(model, batch) -> logits`` when the usual ways of calling do not fit.
         seed: of every random draw.
+        geometry: measure traces, norms, spectrum and curvature as well (see `geoquant.geometry.measure_geometry`);
+            plans do not need it, people do.
 
     Raises:
         DataError: the calibration set is empty or not finite.
@@ -127,7 +151,10 @@ def profile(
     subject = make_subject(model, calibration, grids=grids, only=only, exclude=exclude, forward=forward, seed=seed)
     tables, seconds = zip(*(_timed(predictor, subject) for predictor in chosen), strict=True)
     names = tuple(str(grid) for grid in subject.grids)
-    return Profile(take_inventory(model), names, tables, fingerprint(subject.batches), seed, seconds)
+    found = None
+    if geometry:
+        found = measure_geometry(model, subject.batches, subject.sites, forward=forward, seed=seed)
+    return Profile(take_inventory(model), names, tables, fingerprint(subject.batches), seed, seconds, found)
 
 
 def make_subject(
