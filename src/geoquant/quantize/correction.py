@@ -113,8 +113,8 @@ def has_bias(module: nn.Module) -> bool:
 def correct_norm_(norm: nn.Module, reference: ChannelMoments, arrivals: Sequence[Arrival]) -> None:
     """Make the outputs of `norm` have the mean and variance that they have in float.
 
-    With r the ratio of the variances of quantized and float inputs, σ² + ε becomes r·(σ² + ε), and the stored mean keeps
-    its distance to the inputs' mean, in the new units: m_q + √r·(μ − m_f).
+    With r the ratio of the variances of quantized and float inputs, σ² + ε becomes r·(σ² + ε), and the stored mean
+    keeps its distance to the inputs' mean, in the new units: m_q + √r·(μ − m_f).
 
     >>> norm, reference = nn.BatchNorm1d(1, eps=0).eval(), ChannelMoments()
     >>> reference.add(torch.tensor([[-1.0], [1.0]]), axis=1)                           # mean 0, variance 1
