@@ -10,9 +10,11 @@ from geoquant.sensitivity.hessian_diagonal import HessianDiagonal
 from geoquant.sensitivity.hessian_form import HessianForm
 from geoquant.sensitivity.imatrix import IMatrix
 from geoquant.sensitivity.kfac import KFac
+from geoquant.sensitivity.marginal_kl import Deploy, MarginalKL, Marginals
 from geoquant.sensitivity.modelopt_gradient import ModelOptGradient
 from geoquant.sensitivity.nmse import Nmse
 from geoquant.sensitivity.one_layer_kl import OneLayerKL
+from geoquant.sensitivity.operating_point import stored_bits, thrifty_columns
 from geoquant.sensitivity.profiling import (
     DEFAULT_GRIDS,
     DEFAULT_PREDICTORS,
@@ -33,6 +35,7 @@ __all__ = [
     "ConditionNumber",
     "DamageTable",
     "DeltaLoss",
+    "Deploy",
     "Fit",
     "GaussNewtonForm",
     "GradientNorm",
@@ -42,6 +45,8 @@ __all__ = [
     "IMatrix",
     "KFac",
     "LayerConstants",
+    "MarginalKL",
+    "Marginals",
     "ModelOptGradient",
     "Nmse",
     "OneLayerKL",
@@ -57,5 +62,7 @@ __all__ = [
     "make_subject",
     "parse_profile",
     "profile",
+    "stored_bits",
     "table",
+    "thrifty_columns",
 ]
