@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -293,6 +294,17 @@ def test_kfac_drops_what_ties_inputs_to_outputs() -> None:
     assert PREDICTORS["kfac"].measure(subject).damage[0][0] != pytest.approx(exact, rel=0.01)
 
 
+def test_sequences_of_several_lengths_are_weighed_by_their_predictions() -> None:
+    subject = attending(labels=False)
+    tokens = subject.batches[0]
+    mixed = make_subject(subject.model, [tokens[:4, :3], tokens[4:]], grids=["int3"])
+    table = PREDICTORS["gauss_newton_form"].measure(mixed)
+    for row, site in enumerate(mixed.sites):
+        delta = {site.name: mixed.displacement(row, 0)}
+        form = quadratic_form(mixed.model, mixed.batches, delta, mixed.sites, part="gauss_newton", loss="kl")
+        assert table.damage[row][0] == pytest.approx(form.joint.value / 2)
+
+
 def test_hessian_diagonal_is_that_of_the_dense_hessian() -> None:
     layer = nn.Linear(3, 4, bias=False).double()
     x, y = torch.randn(32, 3).double(), torch.randint(0, 4, (32,))
@@ -362,3 +374,9 @@ def test_a_causal_language_model_with_its_own_labels() -> None:
             chosen = make_subject(net, batches, grids=["int2", "int8"], exclude=["transformer.wpe", "transformer.wte"])
         table = PREDICTORS[name].measure(chosen)
         assert np.isfinite(table.damage).all(), name
+
+
+def test_the_documentation_lists_every_predictor() -> None:
+    page = Path(__file__).parents[2] / "docs" / "predictors.md"
+    listed = [line.split("`")[1] for line in page.read_text().splitlines() if line.startswith("| `")]
+    assert sorted(listed) == PREDICTORS.names()

@@ -40,15 +40,14 @@ class Shifts:
     """First-order displacements of the logits, Sᵀ·J_l·δ_lg with SSᵀ = diag(p) − ppᵀ, for every choice.
 
     Attributes:
-        values: (samples, sites, grids, directions); directions are all outputs of a sample, or random signs.
+        values: (samples, sites, grids, directions); directions are all outputs of a sample, or random signs over
+            the root of their number, so that squares add up to the form (on average).
         predictions: (samples,).
-        enumerated: whether directions are all outputs (add squares) or signs (average them).
         cost: forward-equivalents.
     """
 
     values: Array
     predictions: Array
-    enumerated: bool
     cost: float
 
     def damage(self, columns: Sequence[int]) -> tuple[float, float]:
@@ -60,19 +59,15 @@ class Shifts:
     def gram(self, columns: Sequence[int]) -> Array:
         """Return ½δ_lᵀGδ_m of every pair of sites, (sites, sites); its sum is `damage`."""
         moved = self.values[:, np.arange(len(columns)), list(columns)]
-        found: Array = np.einsum("nld,nmd->lm", moved, moved) / (2 * self._norm * self.predictions.sum())
+        found: Array = np.einsum("nld,nmd->lm", moved, moved) / (2 * self.predictions.sum())
         return found
 
     def alone(self) -> tuple[Array, Array]:
         """Return ½δᵀGδ of each choice alone, (sites, grids), and its standard error."""
         return sample_mean(self._halved(self.values), self.predictions)
 
-    @property
-    def _norm(self) -> float:
-        return 1.0 if self.enumerated else float(self.values.shape[-1])
-
     def _halved(self, moved: Array) -> Array:
-        halved: Array = np.square(moved).sum(-1) / (2 * self._norm)
+        halved: Array = np.square(moved).sum(-1) / 2
         return halved
 
 
@@ -111,11 +106,10 @@ def gauss_newton_shifts(subject: Subject, probes: int = 8, what: str = "Gauss-Ne
     objective = objective_of(subject, _PIECE)
     values: list[Array] = []
     counts: list[Array] = []
-    cost, enumerated = 0.0, True
+    cost = 0.0
     with objective.studied(), task(what, len(objective.batches)) as advance:
         for index, batch in enumerate(objective.batches):
             run = sweep(objective, batch)
-            enumerated = run.enumerable(EXACT_COLUMNS)
             values.append(_shifts(subject, run, probes, index))
             counts.append(run.scored.mask.sum(1).double().cpu().numpy())
             if run.loose:
@@ -123,7 +117,13 @@ def gauss_newton_shifts(subject: Subject, probes: int = 8, what: str = "Gauss-Ne
             cost += _passes(subject, run, probes) * run.samples
             advance()
     predictions = np.concatenate(counts)
-    return Shifts(np.concatenate(values), predictions, enumerated, cost / len(predictions))
+    return Shifts(_joined(values), predictions, cost / len(predictions))
+
+
+def _joined(values: Sequence[Array]) -> Array:
+    """Join batches; one with fewer outputs a sample has nothing in the directions that it lacks."""
+    most = max(part.shape[-1] for part in values)
+    return np.concatenate([np.pad(part, [(0, 0)] * 3 + [(0, most - part.shape[-1])]) for part in values])
 
 
 def shifts_cost(subject: Subject, probes: int) -> float:
@@ -156,7 +156,8 @@ def _shifts(subject: Subject, run: Sweep, probes: int, index: int) -> Array:
                 moved = _inner(arrival, subject.displacement(arrival.place, column), run.samples)
                 found[:, arrival.place, column] = moved.double().cpu().numpy()
         parts.append(found)
-    return np.concatenate(parts, -1)
+    joined = np.concatenate(parts, -1)
+    return joined if enumerated else joined / math.sqrt(joined.shape[-1])
 
 
 def _inner(arrival: Arrival, shift: Tensor, samples: int) -> Tensor:
@@ -182,7 +183,7 @@ def _loose_shifts(subject: Subject, run: Sweep, batch: Any, probes: int, index: 
         for column in range(len(subject.grids)):
             moved = push(_only(objective, row, subject.displacement(place, column))).flatten(1)
             found[:, row, column] = torch.einsum("dnk,nk->nd", along, moved).double().cpu().numpy()
-    return found
+    return found if enumerated else found / math.sqrt(len(along))
 
 
 def _only(objective: Objective, place: int, shift: Tensor) -> list[Tensor]:

@@ -24,7 +24,7 @@ from geoquant.geometry.factors import is_known
 from geoquant.geometry.objective import PIECE, Scored
 from geoquant.geometry.per_sample import Use, pull_back
 from geoquant.geometry.sweep import Sweep, sweep
-from geoquant.models import Site, batch_size, inference, predict, targets_of
+from geoquant.models import Site, batch_size, inference, predict, prediction_mask, targets_of
 from geoquant.progress import task
 from geoquant.sensitivity.protocol import Subject
 
@@ -50,7 +50,9 @@ def loss_gradient(subject: Subject, batch: Any, scored: Scored, index: int) -> T
         index: number of the batch.
     """
     outputs = scored.outputs.detach()
-    targets, keep = targets_of(batch, subject.model), scored.mask
+    targets = targets_of(batch, subject.model)
+    real = prediction_mask(batch, outputs)
+    keep = torch.ones_like(outputs[..., 0], dtype=torch.bool) if real is None else real
     if targets is not None and targets.is_floating_point():
         residual = outputs - _fitting(targets, outputs.shape).to(outputs)
     else:

@@ -1,0 +1,208 @@
+"""ResNet-20 on CIFAR-10: how well does each predictor rank plans by the damage they really do?
+
+    python benchmarks/damage_rank.py --weights cifar10_resnet20.safetensors
+
+needs CIFAR-10 ($GEOQUANT_DATA_DIR or the Hub). Random plans are drawn at 2.5 and 3.0 ± 0.02 average bits, deployed with
+the given rounding and norm correction, and their KL to the float model is measured on training images that took no
+part in calibration. A predictor's damage of a plan is the sum over its layers (`gauss_newton_gram` keeps cross
+terms). Rank correlations come with bootstrap intervals over plans. What is measured is kept: a second run resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau, spearmanr
+
+from common import parser, write_results
+from geoquant.cli.inputs import Normalize, read_batches, read_model
+from geoquant.evaluation import divergence
+from geoquant.grids import Grid
+from geoquant.models import take_inventory
+from geoquant.plan import Plan
+from geoquant.progress import shown
+from geoquant.quantize import quantize
+from geoquant.sensitivity import (
+    PREDICTORS,
+    MarginalKL,
+    Subject,
+    gauss_newton_shifts,
+    make_subject,
+    stored_bits,
+    thrifty_columns,
+)
+
+MODEL = "geoquant.models.zoo:resnet20_cifar10"
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+BUDGETS = (2.5, 3.0)
+BAND = 0.02
+BATCH = 64
+RESAMPLES = 2000
+# Arguments that the real damage of a plan depends on; results of other settings are not resumed.
+SETTING = ("family", "rounding", "norms", "images", "held_out", "seed")
+
+Columns = tuple[int, ...]
+Predict = Callable[[Columns], float]
+
+
+def random_columns(cost: np.ndarray, weights: int, budget: float, draw: np.random.Generator) -> Columns:
+    """Draw a grid per site, then move random sites by one width until the average is within the band."""
+    rows = np.arange(len(cost))
+    columns = draw.integers(0, cost.shape[1], len(cost))
+    while True:
+        average = cost[rows, columns].sum() / weights
+        if abs(average - budget) <= BAND:
+            return tuple(int(column) for column in columns)
+        row = draw.integers(len(cost))
+        columns[row] = np.clip(columns[row] + (1 if average < budget else -1), 0, cost.shape[1] - 1)
+
+
+def random_plans(subject: Subject, budget: float, count: int, seed: int) -> list[Columns]:
+    """Draw `count` different plans at `budget`; more of them begin with the same ones."""
+    draw = np.random.default_rng([seed, round(1000 * budget)])
+    cost, weights = stored_bits(subject), sum(site.weights for site in subject.sites)
+    found: dict[Columns, None] = {}
+    while len(found) < count:
+        found.setdefault(random_columns(cost, weights, budget, draw))
+    return list(found)
+
+
+def resumed(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the plans of an earlier run with the same setting, by budget and columns."""
+    if not arguments.output.exists():
+        return {}
+    document = json.loads(arguments.output.read_text())
+    same = all(document["setting"].get(key) == getattr(arguments, key) for key in SETTING)
+    return document["plans"] if same else {}
+
+
+def interval(measure: Callable[..., Any], predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
+    """Return a rank correlation with its 95 % bootstrap interval over plans."""
+    draw = np.random.default_rng(0)
+    picks = draw.integers(0, len(real), (RESAMPLES, len(real)))
+    values = [measure(predicted[pick], real[pick]).statistic for pick in picks]
+    low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (-1.0, 1.0)
+    value = measure(predicted, real).statistic
+    return {name: round(float(np.nan_to_num(x)), 4) for name, x in (("value", value), ("low", low), ("high", high))}
+
+
+def additive(damage: Sequence[Sequence[float]]) -> Predict:
+    """Predict a plan's damage as the sum of its choices' damages."""
+    matrix = np.array(damage)
+    return lambda columns: float(matrix[np.arange(len(columns)), list(columns)].sum())
+
+
+class Bench:
+    """Everything that one setting measures."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.model = read_model(MODEL, arguments.weights)
+        self.inventory = take_inventory(self.model)
+        total = arguments.images + arguments.held_out
+        batches = list(
+            read_batches("cifar10", "train", Normalize.imagenet, arguments.weights, BATCH, total, arguments.seed)
+        )
+        first = -(-arguments.images // BATCH)
+        self.calibration, self.held_out = batches[:first], batches[first:]
+        grids = [arguments.family.format(bits) for bits in WIDTHS]
+        unlabelled = [inputs for inputs, _ in self.calibration]
+        self.subject = make_subject(self.model, unlabelled, grids=grids, seed=arguments.seed)
+        self.labelled = make_subject(self.model, self.calibration, grids=grids, seed=arguments.seed)
+        self.costs: dict[str, dict[str, float]] = {}
+
+    def deploy(self, grids: Sequence[Grid]) -> torch.nn.Module:
+        """Quantize a copy of the model through the pipeline."""
+        settings = {"rounding": self.arguments.rounding, "norms": self.arguments.norms}
+        plan = Plan(self.inventory, tuple(str(grid) for grid in grids))
+        return quantize(self.model, plan, self.subject.batches, **settings)
+
+    def real(self, columns: Columns) -> dict[str, float]:
+        """Deploy a plan and measure its KL to the float model on held-out images."""
+        found = divergence(self.model, self.deploy([self.subject.grids[column] for column in columns]), self.held_out)
+        return {"kl": found.value, "stderr": found.stderr}
+
+    def predictors(self, budget: float) -> dict[str, Predict]:
+        """Return the predictors of the whole table; those that need an operating plan get one of this budget."""
+        found: dict[str, Predict] = {}
+        for name in self.arguments.predictors.split(","):
+            if name == "gauss_newton_gram":
+                shifts = self._timed(name, budget, lambda: gauss_newton_shifts(self.subject), lambda x: x.cost)
+                found[name] = lambda columns, shifts=shifts: shifts.damage(columns)[0]  # type: ignore[misc]
+            elif name in ("marginal_kl_deployed", "marginal_kl_exact"):
+                found[name] = self._marginal(name, budget)
+            else:
+                subject = self.labelled if self.arguments.labels else self.subject
+                table = self._timed(name, budget, lambda n=name, s=subject: PREDICTORS[n].measure(s), lambda x: x.cost)
+                found[name] = additive(table.damage)
+        return found
+
+    def _marginal(self, name: str, budget: float) -> Predict:
+        base = [self.subject.grids[column] for column in thrifty_columns(self.subject, budget)]
+        mine = MarginalKL(base, self.deploy, exact=name.endswith("exact"), tolerance=self.arguments.tolerance)
+        found = self._timed(name, budget, lambda: mine.marginals(self.subject), lambda x: x.cost)
+        return lambda columns: found.damage(columns)
+
+    def _timed(self, name: str, budget: float, work: Callable[[], Any], cost: Callable[[Any], float]) -> Any:
+        start = time.perf_counter()
+        answer = work()
+        seconds = round(time.perf_counter() - start, 2)
+        self.costs[f"{name} at {budget:g}"] = {"seconds": seconds, "forward_equivalents": round(cost(answer), 2)}
+        return answer
+
+
+def main() -> None:
+    made = parser(__doc__ or "", "damage_rank")
+    made.add_argument("--weights", type=Path, required=True)
+    made.add_argument("--plans", type=int, default=100, help="random plans at each budget")
+    made.add_argument("--images", type=int, default=512, help="calibration images")
+    made.add_argument("--held-out", type=int, default=1024, help="other training images, on which damage is real")
+    made.add_argument("--family", default="int{}:mse-signed", help="grid, {} being the width")
+    made.add_argument("--rounding", default="nearest")
+    made.add_argument("--norms", default="relative")
+    made.add_argument("--labels", action="store_true", help="show the labels to predictors that can use them")
+    made.add_argument("--tolerance", type=float, default=0.1, help="of marginal_kl's standard errors")
+    made.add_argument("--seed", type=int, default=0)
+    everyone = [*PREDICTORS.names(), "gauss_newton_gram", "marginal_kl_deployed", "marginal_kl_exact"]
+    made.add_argument("--predictors", default=",".join(everyone))
+    arguments = made.parse_args()
+    torch.set_num_threads(arguments.threads)
+    bench = Bench(arguments)
+    plans = resumed(arguments)
+    setting = {key: getattr(arguments, key) for key in SETTING}
+    rows: list[dict[str, Any]] = []
+    with shown():
+        for budget in BUDGETS:
+            wanted = random_plans(bench.subject, budget, arguments.plans, arguments.seed)
+            for columns in wanted:
+                key = f"{budget:g}: " + " ".join(str(WIDTHS[column]) for column in columns)
+                if key not in plans:
+                    plans[key] = bench.real(columns)
+                    if len(plans) % 10 == 0:
+                        write_results(arguments, {"setting": setting, "plans": plans, "rows": rows})
+            keys = [f"{budget:g}: " + " ".join(str(WIDTHS[column]) for column in columns) for columns in wanted]
+            real = np.array([plans[key]["kl"] for key in keys])
+            for name, predict in bench.predictors(budget).items():
+                predicted = np.array([predict(columns) for columns in wanted])
+                row = {
+                    "predictor": name,
+                    "average_bits": budget,
+                    "plans": len(real),
+                    "spearman": interval(spearmanr, predicted, real),
+                    "kendall": interval(kendalltau, predicted, real),
+                    **bench.costs[f"{name} at {budget:g}"],
+                }
+                rows.append(row)
+                print(f"{budget:g} {name:24s} {row['spearman']} {row['kendall']} {row['seconds']} s", flush=True)
+            write_results(arguments, {"setting": setting, "plans": plans, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
