@@ -47,7 +47,7 @@ from geoquant.cli.measure import (
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
 from geoquant.plan import Budget, Plan, plan_text
-from geoquant.quantize import quantize_, quantized_state
+from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
 
 
@@ -61,16 +61,19 @@ def quantize_command(
     size: Bytes = None,
     weights: Weights = None,
     normalize: NormalizeOption = None,
-    rounding: Annotated[
-        str | None, typer.Option(help=f"{', '.join(ROUNDINGS)}; by default gptq with --data, nearest without.")
-    ] = None,
-    norms: Annotated[
+    effort: Annotated[
         str | None,
         typer.Option(
-            help="relative (correct batch norms and biases for what rounding moved) or none; by default relative with "
-            "--data, none without."
+            help="fast (nearest, norms corrected), balanced (GPTQ, norms corrected; the default with --data) or best "
+            "(all codes learned together afterwards; minutes). Without --data: plain nearest."
         ),
     ] = None,
+    rounding: Annotated[str | None, typer.Option(help=f"Instead of the effort's: {', '.join(ROUNDINGS)}.")] = None,
+    norms: Annotated[
+        str | None,
+        typer.Option(help="relative (correct batch norms and biases for what rounding moved) or none."),
+    ] = None,
+    refine: Annotated[str | None, typer.Option(help=f"Learn codes afterwards: none, {', '.join(REFINEMENTS)}.")] = None,
     images: Images = 512,
     batch_size: BatchSize = 128,
     grids: Grids = GRIDS,
@@ -107,7 +110,7 @@ def quantize_command(
         result = measure(net, batches, grids, predictors, only, exclude, seed)
         chosen = solve_plan(result, average_bits, size, None, solver, objective, menu, lower, upper, fix, fuse)
     with progress.shown():
-        quantize_(net, chosen, batches, rounding=rounding, norms=norms, seed=seed)
+        quantize_(net, chosen, batches, effort=effort, rounding=rounding, norms=norms, refine=refine, seed=seed)
     unseen = quantized_state(net).unseen
     if unseen:
         say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")

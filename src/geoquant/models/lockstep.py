@@ -119,7 +119,7 @@ def walk_in_lockstep(
     try:
         for runner in runners:
             runner.start()
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             _conduct(runners, left, act)
     finally:
         for runner in runners:

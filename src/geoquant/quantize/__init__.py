@@ -1,6 +1,24 @@
-"""Carrying out a plan on a model: rounding, norm correction, and what the model remembers of it."""
+"""Carrying out a plan on a model: rounding, norm correction, refinement, and what the model remembers of it."""
 
-from geoquant.quantize.pipeline import NORMS, quantize, quantize_
+from geoquant.quantize.blocks import BlockTuning, find_blocks
+from geoquant.quantize.network import NetworkTuning
+from geoquant.quantize.pipeline import quantize, quantize_
+from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
 from geoquant.quantize.state import QuantizedState, attach_, is_quantized, quantized_state
 
-__all__ = ["NORMS", "QuantizedState", "attach_", "is_quantized", "quantize", "quantize_", "quantized_state"]
+__all__ = [
+    "EFFORTS",
+    "NORMS",
+    "REFINEMENTS",
+    "BlockTuning",
+    "NetworkTuning",
+    "QuantizedState",
+    "Recipe",
+    "Refinement",
+    "attach_",
+    "find_blocks",
+    "is_quantized",
+    "quantize",
+    "quantize_",
+    "quantized_state",
+]

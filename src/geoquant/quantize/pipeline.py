@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from geoquant.data import collect
-from geoquant.errors import PlanError, UnknownNameError, suggest
+from geoquant.errors import PlanError
 from geoquant.grids import Grid, QuantizedMatrix
 from geoquant.models import (
     Arrival,
@@ -40,11 +41,9 @@ from geoquant.quantize.correction import (
     record_float,
 )
 from geoquant.quantize.moments import input_moment, moment_of_all_calls
+from geoquant.quantize.recipes import Recipe, Refinement, choose_recipe
 from geoquant.quantize.state import QuantizedState, attach_, is_quantized
-from geoquant.rounding import ROUNDINGS, Rounding, RoundingContext, uses_inputs
-
-NORMS = ("relative", "none")
-DEFAULT_ROUNDING, BLIND_ROUNDING = "gptq", "nearest"
+from geoquant.rounding import Rounding, RoundingContext, uses_inputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,8 +53,10 @@ def quantize_(
     plan: Plan,
     calibration: Iterable[Any] | None = None,
     *,
+    effort: str | None = None,
     rounding: str | Rounding | None = None,
     norms: str | None = None,
+    refine: str | Refinement | None = None,
     forward: Forward | None = None,
     seed: int = 0,
 ) -> Model:
@@ -65,33 +66,37 @@ def quantize_(
         model: the float model that the plan was made for.
         plan: a grid per site.
         calibration: batches without need of labels; a few hundred samples do.
-        rounding: a registered rounding or one of your own; by default "gptq" with calibration, "nearest" without.
-        norms: "relative" corrects batch norms and biases against the float model, "none" leaves them; by default
-            "relative" with calibration, "none" without.
+        effort: "fast", "balanced" or "best" (`EFFORTS`); by default "balanced" with calibration, and plain nearest
+            rounding without. What is given below replaces parts of it.
+        rounding: a registered rounding or one of your own.
+        norms: "relative" corrects batch norms and biases against the float model, "none" leaves them.
+        refine: "blocks" or "network" learn the codes afterwards, "none" does not.
         forward: how to call the model, where the usual ways do not fit.
-        seed: for roundings that draw.
+        seed: of every random draw.
 
     Raises:
         PlanError: the plan belongs to another model, the model is quantized already, or calibration is missing.
         DataError: the calibration set is empty or not finite.
         ModelError: a weight is NaN or Inf, or the model cannot be called.
         GridError: a grid cannot hold the weights.
-        UnknownNameError: there is no such rounding.
+        UnknownNameError: there is no such effort, rounding, norm correction or refinement.
     """
     if is_quantized(model):
         raise PlanError("this model is quantized already; quantize the float model again")
     inventory = take_inventory(model)
     plan.inventory.check_same_layout(inventory)
     check_finite(model)
-    method, norms = _settings(rounding, norms, calibration is not None)
-    if calibration is None or not (uses_inputs(method) or norms == "relative"):
-        matrices = _round_blindly(model, plan, method, seed)
+    recipe = choose_recipe(effort, rounding, norms, refine, calibration is not None)
+    if calibration is None or not recipe.needs_data:
+        matrices = _round_blindly(model, plan, recipe.method, seed)
         attach_(model, QuantizedState(plan, matrices), inventory.sites)
         return model
     batches = collect(calibration)
     work = copy.deepcopy(model)
-    walk = _Walk(model, work, plan, method, norms, seed)
-    state = walk.run(batches, forward)
+    state = _Walk(model, work, plan, recipe, seed).run(batches, forward)
+    if recipe.refinement is not None:
+        matrices = recipe.refinement(model, work, inventory.sites, state.matrices, batches, forward, seed)
+        state = replace(state, matrices=matrices)
     attach_(model, state, inventory.sites)
     _copy_others_(work, model, inventory.sites)
     return model
@@ -100,20 +105,6 @@ def quantize_(
 def quantize(model: Model, plan: Plan, calibration: Iterable[Any] | None = None, **settings: Any) -> Model:
     """Return a quantized copy of `model`; arguments are those of `quantize_`."""
     return quantize_(copy.deepcopy(model), plan, calibration, **settings)
-
-
-def _settings(rounding: str | Rounding | None, norms: str | None, calibrated: bool) -> tuple[Rounding, str]:
-    """Fill in the defaults, and refuse what needs data where there is none."""
-    rounding = rounding or (DEFAULT_ROUNDING if calibrated else BLIND_ROUNDING)
-    norms = norms or ("relative" if calibrated else "none")
-    method = ROUNDINGS[rounding] if isinstance(rounding, str) else rounding
-    if norms not in NORMS:
-        raise UnknownNameError(f"there is no norm correction named '{norms}'{suggest(norms, NORMS)}")
-    if not calibrated and uses_inputs(method):
-        raise PlanError(f"the rounding '{rounding}' looks at the layers' inputs; pass calibration batches")
-    if not calibrated and norms != "none":
-        raise PlanError(f"the norm correction '{norms}' compares statistics; pass calibration batches")
-    return method, norms
 
 
 def _round_blindly(model: nn.Module, plan: Plan, method: Rounding, seed: int) -> dict[str, QuantizedMatrix]:
@@ -141,9 +132,9 @@ def _copy_others_(source: nn.Module, target: nn.Module, sites: tuple[Site, ...])
 class _Walk:
     """One pass over the layers and norms of `work`, a copy of the float model, in the order of execution."""
 
-    def __init__(self, model: nn.Module, work: nn.Module, plan: Plan, method: Rounding, norms: str, seed: int) -> None:
+    def __init__(self, model: nn.Module, work: nn.Module, plan: Plan, recipe: Recipe, seed: int) -> None:
         self._model, self._work = model, work
-        self._plan, self._method, self._norms, self._seed = plan, method, norms, seed
+        self._plan, self._method, self._norms, self._seed = plan, recipe.method, recipe.norms, seed
         self._names = {module: name for name, module in work.named_modules()}
         self._sites: dict[nn.Module, list[int]] = {}
         for index, site in enumerate(plan.inventory.sites):
