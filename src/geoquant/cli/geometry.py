@@ -60,9 +60,9 @@ def _network(geometry: ModelGeometry) -> list[str]:
         top = ", ".join(f"{each.value:.4g} (± {each.residual:.1g} left)" for each in geometry.spectrum.top)
         lines.append(f"largest Hessian eigenvalues over {geometry.spectrum.samples} samples: {top}")
     if geometry.curvature is not None:
-        lines.append(f"curvature κ in the input: {geometry.curvature}")
+        lines.append(f"curvature κ in the input: {_said(geometry.curvature)}")
     if geometry.smoothed_curvature is not None:
-        lines.append(f"with kinks smoothed (β = {geometry.sharpness:g}): {geometry.smoothed_curvature}")
+        lines.append(f"with kinks smoothed (β = {geometry.sharpness:g}): {_said(geometry.smoothed_curvature)}")
     if geometry.kinks is not None:
         share = geometry.kinks.overall
         lines.append(
@@ -70,3 +70,10 @@ def _network(geometry: ModelGeometry) -> list[str]:
             f"{100 * geometry.kinks.distance:g} % of their rms from a kink"
         )
     return lines
+
+
+def _said(estimate: Estimate) -> str:
+    """Write a value with its evidence; the largest of a few points has no standard error to speak of."""
+    if estimate.exact or estimate.stderr:
+        return str(estimate)
+    return f"{estimate.value:.4g} ({estimate.method}, {estimate.samples} samples; {estimate.note})"

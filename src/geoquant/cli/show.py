@@ -45,6 +45,7 @@ def read_evidence(path: Path) -> tuple[Profile, tuple[Plan, ...]]:
 def waterfalls(model: nn.Module, plans: Sequence[Plan], batch: Any, inputs: int) -> tuple[Waterfall, ...]:
     """Measure the error tiers of each plan; say so where a model does not allow it."""
     found = []
+    say(f"error tiers of {len(plans)} plans on {inputs} calibration samples; the bound of a deep net takes a while")
     for label, plan in zip(plan_labels(plans), plans, strict=True):
         try:
             found.append(measure_waterfall(model, plan, batch, label, inputs=inputs))
@@ -66,7 +67,7 @@ def report_command(
     plan: Annotated[list[Path] | None, typer.Option(help="More plans to show (repeatable).")] = None,
     tier_images: Annotated[
         int, typer.Option(min=0, help="Calibration samples for the error tiers of each plan, with --model; 0 for none.")
-    ] = 4,
+    ] = 2,
     as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML page about a profile or a plan.

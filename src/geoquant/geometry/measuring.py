@@ -28,13 +28,13 @@ from geoquant.geometry.objective import Objective, make_objective
 from geoquant.geometry.operators import CONVOLUTIONS, TRANSPOSED, spectral_norm
 from geoquant.geometry.pieces import split
 from geoquant.geometry.ranges import activation_ranges, hooked
-from geoquant.geometry.spectrum import spectral_density, top_eigenvalues
+from geoquant.geometry.spectrum import spectral_density
 from geoquant.geometry.sweep import sweep
 from geoquant.models import Forward, Site, batch_size, get_weight, inference, predict
 from geoquant.progress import task
 
 # Samples, random starts, steps each and leading eigenvalues of the spectrum; points and sharpness of the curvature.
-SPECTRUM_SAMPLES, SPECTRUM_PROBES, SPECTRUM_STEPS, TOP, TOP_STEPS = 64, 2, 20, 3, 30
+SPECTRUM_SAMPLES, SPECTRUM_PROBES, SPECTRUM_STEPS, TOP = 64, 2, 24, 3
 CURVATURE_POINTS, SHARPNESS = 4, 10.0
 # Lanczos keeps a vector of all weights per step: at most this many numbers, 1 GiB in float32, and no less than 6 steps.
 _MEMORY, _LEAST_STEPS = 1 << 28, 6
@@ -147,8 +147,7 @@ def geometry_cost(
     traces = 2.0 + 2.0 * (outputs if outputs <= EXACT_COLUMNS else probes)
     if objective.criterion is not None and objective.criterion.name != "kl" and not _piecewise_affine(objective):
         traces += GRAPH_COST + PRODUCT_COST * probes
-    applications = SPECTRUM_PROBES * SPECTRUM_STEPS + TOP_STEPS
-    spectrum = applications * (GRAPH_COST + PRODUCT_COST) * min(1.0, SPECTRUM_SAMPLES / samples)
+    spectrum = SPECTRUM_PROBES * SPECTRUM_STEPS * (GRAPH_COST + PRODUCT_COST) * min(1.0, SPECTRUM_SAMPLES / samples)
     return traces + spectrum + 2.0  # ranges and kinks
 
 
@@ -261,27 +260,19 @@ def _spectrum(objective: Objective, seed: int) -> Spectrum:
         raise GeoquantError(
             f"Lanczos on {size:,} weights at once needs {4 * size * _LEAST_STEPS / 2**30:.0f} GiB; measure fewer layers"
         )
-    loss = objective.criterion.name if objective.criterion is not None else "kl"
-    given = (objective.model, few, objective.parameters)
     density = spectral_density(
-        *given, loss=loss, forward=objective.forward, probes=SPECTRUM_PROBES, steps=min(SPECTRUM_STEPS, room), seed=seed
-    )
-    top = top_eigenvalues(
-        *given,
-        loss=loss,
+        objective.model,
+        few,
+        objective.parameters,
+        loss=objective.criterion.name if objective.criterion is not None else "kl",
         forward=objective.forward,
-        count=min(TOP, size),
-        max_steps=min(TOP_STEPS, room, size),
+        probes=SPECTRUM_PROBES,
+        steps=min(SPECTRUM_STEPS, room),
         seed=seed,
     )
-    return Spectrum(
-        top,
-        tuple(tuple(row) for row in density.nodes.tolist()),
-        tuple(tuple(row) for row in density.weights.tolist()),
-        size,
-        sum(batch_size(each) for each in few),
-        density.cost + top[0].cost,
-    )
+    nodes, weights = (tuple(map(tuple, each.tolist())) for each in (density.nodes, density.weights))
+    samples = sum(batch_size(each) for each in few)
+    return Spectrum(density.top(TOP), nodes, weights, size, samples, density.cost)
 
 
 def _curvature(model: nn.Module, batches: Sequence[Any], forward: Forward | None, seed: int) -> NetworkCurvature:

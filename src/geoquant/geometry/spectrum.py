@@ -118,12 +118,29 @@ class SpectralDensity:
         weights: (probes, steps), each row sums to 1.
         size: number of eigenvalues.
         cost: forward-equivalents.
+        residuals: (probes, steps), within which of each node an eigenvalue lies; infinite where padded.
     """
 
     nodes: Tensor
     weights: Tensor
     size: int
     cost: float
+    residuals: Tensor | None = None
+
+    def top(self, count: int = 1) -> tuple[Estimate, ...]:
+        """Return the largest nodes of the first probe, descending: what `top_eigenvalues` finds in as many steps.
+
+        >>> layer = torch.nn.Linear(2, 1, bias=False).double()
+        >>> data = [(torch.tensor([[3.0, 4.0]]).double(), torch.zeros(1, 1).double())]
+        >>> round(spectral_density(layer, data).top()[0].value, 9)
+        25.0
+        """
+        if self.residuals is None:
+            raise GeoquantError("this density was made without residuals; take it from spectral_density")
+        pairs = zip(self.nodes[0].tolist(), self.residuals[0].tolist(), strict=True)
+        found = [pair for pair in pairs if math.isfinite(pair[1])][::-1]
+        method = f"lanczos, {len(found)} steps"
+        return tuple(Estimate(value, cost=self.cost, method=method, residual=left) for value, left in found[:count])
 
     def moment(self, power: int) -> Estimate:
         """Return Σ λ^power with its standard error over probes; power 1 is the trace."""
@@ -191,7 +208,8 @@ def spectral_density(
     longest = max(len(ritz.values) for ritz in found)
     nodes = torch.stack([_padded(ritz.values, longest, float(ritz.values[-1])) for ritz in found])
     weights = torch.stack([_padded(ritz.weights, longest, 0.0) for ritz in found])
-    return SpectralDensity(nodes, weights, size, operator.cost)
+    residuals = torch.stack([_padded(ritz.residuals, longest, math.inf) for ritz in found])
+    return SpectralDensity(nodes, weights, size, operator.cost, residuals)
 
 
 def _padded(row: Tensor, length: int, fill: float) -> Tensor:

@@ -14,7 +14,7 @@ from geoquant.report.axes import axis, canvas, menu
 from geoquant.report.heatmaps import NARROW_LIMIT, fitted, layer_axis, row_pixels
 from geoquant.report.labels import plot_text, quantity
 from geoquant.report.palette import OKABE_ITO
-from geoquant.report.waterfall import Tier, Waterfall, finite_tiers
+from geoquant.report.waterfall import Tier, Waterfall
 
 # What of a smoothed density is drawn: its Gaussian kernels have tails that mean nothing.
 DEEPEST = 1e-6
@@ -25,12 +25,11 @@ WIDE = 8.0
 
 
 def spectrum_curve(spectrum: Spectrum) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Return (eigenvalues, density, density minus and plus its standard error), cut where the tails begin."""
+    """Return (eigenvalues, density, density minus and plus its standard error), nothing below `DEEPEST`."""
     places, density, error = spectrum.density().curve(512)
     floor = DEEPEST * float(density.max())
-    kept = [i for i, value in enumerate(density.tolist()) if value > floor]
-    low, high = (density - error).clamp(min=floor), density + error
-    return tuple([values[i].item() for i in kept] for values in (places, density, low, high))  # type: ignore[return-value]
+    low, high = ((density + sign * error).clamp(min=floor).tolist() for sign in (-1, 1))
+    return places.tolist(), density.clamp(min=floor).tolist(), low, high
 
 
 def spectrum_plot(spectrum: Spectrum) -> go.Figure:
@@ -70,7 +69,9 @@ def spectrum_plot(spectrum: Spectrum) -> go.Figure:
     figure = go.Figure(traces, canvas(360))
     figure.update_layout(
         xaxis=axis("eigenvalue of the Hessian (nats per squared weight unit)"),
-        yaxis=axis("share of eigenvalues per unit", type="log", exponentformat="power", dtick=1),
+        yaxis=axis(
+            "share of eigenvalues per unit", type="log", exponentformat="power", dtick=1, tickfont={"size": 10.5}
+        ),
     )
     return figure
 
@@ -91,11 +92,10 @@ def waterfall_plot(waterfalls: Sequence[Waterfall]) -> go.Figure:
     below = len(rows) * row_pixels(len(rows))
     height = below + 230
     figure = go.Figure([trace for group in groups for trace in group], canvas(height))
-    means = finite_tiers(waterfalls)
-    log = bool(means) and max(means) / min(means) > WIDE
     split = below / (height - 100)
     changes: list[tuple[list[bool], dict[str, Any]]] = [
-        ([i == index for i, group in enumerate(groups) for _ in group], {}) for index in range(len(groups))
+        ([i == index for i, group in enumerate(groups) for _ in group], {"xaxis2.type": _scale(each)})
+        for index, each in enumerate(waterfalls)
     ]
     title = "size of the largest output change"
     figure.update_layout(
@@ -103,13 +103,19 @@ def waterfall_plot(waterfalls: Sequence[Waterfall]) -> go.Figure:
         xaxis=axis(f"{title}, contributions", anchor="y", rangemode="tozero", fixedrange=True),
         yaxis2=axis("", domain=[split + 64 / (height - 60), 1], anchor="x2", range=[2.6, -0.6], fixedrange=True)
         | {"tickvals": [0, 1, 2], "ticktext": list(TIER_SYMBOLS), "showgrid": False},
-        xaxis2=axis(f"{title}, three tiers", anchor="y2", type="log" if log else "linear", fixedrange=True)
-        | ({"exponentformat": "power"} if log else {"rangemode": "tozero"}),
+        xaxis2=axis(f"{title}, three tiers", anchor="y2", type=_scale(waterfalls[0]), rangemode="tozero")
+        | {"fixedrange": True, "exponentformat": "power"},
         meta={"narrow": fitted(rows, NARROW_LIMIT)},
         updatemenus=menu([plot_text(each.label) for each in waterfalls], changes),
         barmode="overlay",
     )
     return figure
+
+
+def _scale(fall: Waterfall) -> str:
+    """Choose the axis on which the gap between the tiers can be seen."""
+    means = fall.finite
+    return "log" if means and max(means) / min(means) > WIDE else "linear"
 
 
 def _traces(fall: Waterfall, layers: Sequence[str], visible: bool) -> list[Any]:

@@ -118,12 +118,15 @@ def network_table(geometry: ModelGeometry) -> Table:
     kinks = geometry.kinks
     if kinks is not None:
         facts.append((f"share of pre-activations within {100 * kinks.distance:g} % of a kink", kinks.overall))
-    rows = [(Cell(name), evidence_cell(each), Cell(each.method), Cell(each.note)) for name, each in facts if each]
+    rows = [(Cell(name), evidence_cell(each), Cell(_how(each))) for name, each in facts if each is not None]
     for each in geometry.missing:
         what = f"{each.measure} of {each.site}" if each.site else each.measure
-        rows.append((Cell(what), number_cell(None, "–"), Cell("not measured"), Cell(each.reason)))
-    columns = ("of the network", "value", "method", "why")
-    return Table("The network as a whole", columns, (False, True, False, False), tuple(rows))
+        rows.append((Cell(what), number_cell(None, "–"), Cell(f"not measured: {each.reason}")))
+    return Table("The network as a whole", ("measure", "value", "how"), (False, True, False), tuple(rows))
+
+
+def _how(estimate: Estimate) -> str:
+    return f"{estimate.method}; {estimate.note}" if estimate.note else estimate.method
 
 
 def spectrum_table(spectrum: Spectrum) -> Table:

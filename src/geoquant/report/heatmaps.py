@@ -281,6 +281,7 @@ def _measure_map(geometry: ModelGeometry, measure: Measure, columns: Sequence[st
         colorscale=SCALE,
         reversescale=True,
         visible=visible,
+        xgap=1,
         ygap=1,
         name=measure.title,
         colorbar=_colorbar([known] if floor and known else None),

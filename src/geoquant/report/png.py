@@ -181,7 +181,7 @@ def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
     above.plot([mean for _, mean in means], [row for row, _ in means], "o", color=OKABE_ITO[2])
     above.set_yticks(range(3), [tier.name for tier in fall.tiers], fontsize="small")
     above.set_ylim(2.5, -0.5)
-    above.set_xscale("log" if means else "linear")
+    above.set_xscale("log" if fall.finite else "linear")
     above.set_xlabel("largest output change, three tiers")
     for axes in (above, below):
         axes.grid(axis="x", alpha=0.3)

@@ -8,7 +8,7 @@ Where the answer stops: a few inputs, first order per layer. A tier that a model
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ from geoquant.progress import task
 from geoquant.quantize import quantize
 
 INPUTS = 4
-# Half width of the boxes as a share of the root mean square of the inputs, and the cap on symbols of their zonotopes.
-SHARE, SYMBOLS = 0.01, 256
+# Half width of the boxes as a share of the root mean square of the inputs.
+SHARE = 0.01
+# Symbols of the bound's zonotopes times numbers of one input: time grows with both, seconds to a minute per input.
+ROOM = 1 << 18
 _TARGETS = ("labels", "label", "targets")
 _PREFIX = "inner."
 
@@ -70,6 +72,12 @@ class Waterfall:
     def cancelled(self) -> float:
         """Return what the layers' sizes exceed the estimate by; their displacements partly cancel."""
         return sum(self.contributions.values()) - (self.tiers[1].mean or 0.0)
+
+    @property
+    def finite(self) -> list[float]:
+        """Return the means of the tiers that a logarithmic axis can show."""
+        means = [tier.mean for tier in self.tiers]
+        return [mean for mean in means if mean is not None and mean > 0 and math.isfinite(mean)]
 
     def gap(self, tier: Tier) -> float | None:
         """Return how many times the observed change a tier is, in the mean."""
@@ -157,7 +165,7 @@ def _bound(model: nn.Module, quantized: nn.Module, x: Tensor, radius: float) -> 
     notes = []
     for method in ("zonotopes", "norms") if x.is_floating_point() else ("norms",):
         try:
-            found = error_bound(model, quantized, x, radius, method=method, symbols=SYMBOLS)
+            found = error_bound(model, quantized, x, radius, method=method, symbols=ROOM // max(x[0].numel(), 512))
         except (GeoquantError, RuntimeError) as error:
             notes.append(f"{method}: {str(error).strip().partition(chr(10))[0]}")
             continue
@@ -177,9 +185,3 @@ def _estimate(model: nn.Module, quantized: nn.Module, x: Tensor, parts: dict[str
 def _observed(model: nn.Module, quantized: nn.Module, x: Tensor, radius: float) -> tuple[Tensor, str]:
     values = error_observed(model, quantized, x, radius)
     return values, "attack" if radius else "at the inputs"
-
-
-def finite_tiers(waterfalls: Sequence[Waterfall]) -> list[float]:
-    """Return all positive, finite means of the tiers, for an axis."""
-    means = [tier.mean for each in waterfalls for tier in each.tiers]
-    return [mean for mean in means if mean is not None and mean > 0 and math.isfinite(mean)]
