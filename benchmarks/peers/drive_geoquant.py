@@ -1,0 +1,31 @@
+"""geoquant itself: profile, allocate, quantize, in a process of its own like every peer.
+
+Options: ``rounding``, ``norms`` (see `geoquant.quantize_`) and ``predictor`` (its default when None).
+"""
+
+from __future__ import annotations
+
+from driving import Job, LayerFormat, drive
+
+import geoquant as gq
+
+
+def run(job: Job) -> None:
+    batches = job.batches(128)
+    predictor = job.options["predictor"]
+    chosen = {} if predictor is None else {"predictors": [predictor]}
+    job.started()
+    profile = gq.profile(job.model, batches, seed=job.seed, **chosen)
+    plan = gq.allocate(profile, gq.Budget(average_bits=job.budget))
+    settings = {name: job.options[name] for name in ("rounding", "norms")}
+    gq.quantize_(job.model, plan, batches, **settings, seed=job.seed)
+    job.stopped()
+    layers = {
+        name: LayerFormat(int(grid.bits), offsets=0)
+        for name, grid in zip(plan.inventory.names, plan.grids, strict=True)
+    }
+    job.answer(job.model, layers, grids=list(plan.names))
+
+
+if __name__ == "__main__":
+    drive(run)
