@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ BUDGETS = (2.5, 3.0)
 BAND = 0.02
 BATCH = 64
 RESAMPLES = 2000
-# Arguments that the real damage of a plan depends on; results of other settings are not resumed.
-SETTING = ("family", "rounding", "norms", "images", "held_out", "seed")
+# Arguments that results depend on; those of other settings are not resumed.
+SETTING = ("family", "rounding", "norms", "images", "held_out", "labels", "tolerance", "seed")
 
 Columns = tuple[int, ...]
 Predict = Callable[[Columns], float]
@@ -74,20 +75,23 @@ def random_plans(subject: Subject, budget: float, count: int, seed: int) -> list
     return list(found)
 
 
-def resumed(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return the plans of an earlier run with the same setting, by budget and columns."""
+def resumed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what an earlier run with the same setting left: real damage by plan, and finished rows."""
+    setting = {key: getattr(arguments, key) for key in SETTING}
+    fresh: dict[str, Any] = {"setting": setting, "plans": {}, "rows": []}
     if not arguments.output.exists():
-        return {}
+        return fresh
     document = json.loads(arguments.output.read_text())
-    same = all(document["setting"].get(key) == getattr(arguments, key) for key in SETTING)
-    return document["plans"] if same else {}
+    return {key: document[key] for key in fresh} if document["setting"] == setting else fresh
 
 
 def interval(measure: Callable[..., Any], predicted: np.ndarray, real: np.ndarray) -> dict[str, float]:
     """Return a rank correlation with its 95 % bootstrap interval over plans."""
     draw = np.random.default_rng(0)
     picks = draw.integers(0, len(real), (RESAMPLES, len(real)))
-    values = [measure(predicted[pick], real[pick]).statistic for pick in picks]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a few plans may all be drawn alike
+        values = [measure(predicted[pick], real[pick]).statistic for pick in picks]
     low, high = np.nanquantile(values, [0.025, 0.975]) if np.isfinite(values).any() else (-1.0, 1.0)
     value = measure(predicted, real).statistic
     return {name: round(float(np.nan_to_num(x)), 4) for name, x in (("value", value), ("low", low), ("high", high))}
@@ -117,6 +121,7 @@ class Bench:
         self.subject = make_subject(self.model, unlabelled, grids=grids, seed=arguments.seed)
         self.labelled = make_subject(self.model, self.calibration, grids=grids, seed=arguments.seed)
         self.costs: dict[str, dict[str, float]] = {}
+        self.known: dict[str, Predict] = {}
 
     def deploy(self, grids: Sequence[Grid]) -> torch.nn.Module:
         """Quantize a copy of the model through the pipeline."""
@@ -129,33 +134,69 @@ class Bench:
         found = divergence(self.model, self.deploy([self.subject.grids[column] for column in columns]), self.held_out)
         return {"kl": found.value, "stderr": found.stderr}
 
-    def predictors(self, budget: float) -> dict[str, Predict]:
-        """Return the predictors of the whole table; those that need an operating plan get one of this budget."""
-        found: dict[str, Predict] = {}
-        for name in self.arguments.predictors.split(","):
-            if name == "gauss_newton_gram":
-                shifts = self._timed(name, budget, lambda: gauss_newton_shifts(self.subject), lambda x: x.cost)
-                found[name] = lambda columns, shifts=shifts: shifts.damage(columns)[0]  # type: ignore[misc]
-            elif name in ("marginal_kl_deployed", "marginal_kl_exact"):
-                found[name] = self._marginal(name, budget)
-            else:
-                subject = self.labelled if self.arguments.labels else self.subject
-                table = self._timed(name, budget, lambda n=name, s=subject: PREDICTORS[n].measure(s), lambda x: x.cost)
-                found[name] = additive(table.damage)
-        return found
+    def predictor(self, name: str, budget: float) -> Predict:
+        """Return what predicts a plan's damage; one that needs an operating plan gets that of this budget."""
+        if name in ("marginal_kl_deployed", "marginal_kl_exact"):
+            base = [self.subject.grids[column] for column in thrifty_columns(self.subject, budget)]
+            mine = MarginalKL(base, self.deploy, exact=name.endswith("exact"), tolerance=self.arguments.tolerance)
+            marginals = self._timed(name, lambda: mine.marginals(self.subject))
+            return lambda columns: float(marginals.damage(columns))
+        if name not in self.known:
+            self.known[name] = self._float_point(name)
+        return self.known[name]
 
-    def _marginal(self, name: str, budget: float) -> Predict:
-        base = [self.subject.grids[column] for column in thrifty_columns(self.subject, budget)]
-        mine = MarginalKL(base, self.deploy, exact=name.endswith("exact"), tolerance=self.arguments.tolerance)
-        found = self._timed(name, budget, lambda: mine.marginals(self.subject), lambda x: x.cost)
-        return lambda columns: found.damage(columns)
+    def _float_point(self, name: str) -> Predict:
+        if name == "gauss_newton_gram":
+            shifts = self._timed(name, lambda: gauss_newton_shifts(self.subject))
+            return lambda columns: float(shifts.damage(columns)[0])
+        subject = self.labelled if self.arguments.labels else self.subject
+        return additive(self._timed(name, lambda: PREDICTORS[name].measure(subject)).damage)
 
-    def _timed(self, name: str, budget: float, work: Callable[[], Any], cost: Callable[[Any], float]) -> Any:
+    def _timed(self, name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         answer = work()
         seconds = round(time.perf_counter() - start, 2)
-        self.costs[f"{name} at {budget:g}"] = {"seconds": seconds, "forward_equivalents": round(cost(answer), 2)}
+        self.costs[name] = {"seconds": seconds, "forward_equivalents": round(answer.cost, 2)}
         return answer
+
+    def row(self, name: str, budget: float, wanted: Sequence[Columns], real: np.ndarray) -> dict[str, Any]:
+        """Compare one predictor with the real damages."""
+        predict = self.predictor(name, budget)
+        predicted = np.array([predict(columns) for columns in wanted])
+        return {
+            "predictor": name,
+            "average_bits": budget,
+            "plans": len(real),
+            "spearman": interval(spearmanr, predicted, real),
+            "kendall": interval(kendalltau, predicted, real),
+            **self.costs[name],
+        }
+
+
+def key_of(budget: float, columns: Columns) -> str:
+    """Name a plan by its widths."""
+    return f"{budget:g}: " + " ".join(str(WIDTHS[column]) for column in columns)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure what is not yet known, and write after each step."""
+    bench, results = Bench(arguments), resumed(arguments)
+    bench.subject.quantized, bench.labelled.quantized  # noqa: B018  # rounding is nobody's time
+    done = {(row["predictor"], row["average_bits"]) for row in results["rows"] if row["plans"] == arguments.plans}
+    results["rows"] = [row for row in results["rows"] if row["plans"] == arguments.plans]
+    for budget in BUDGETS:
+        wanted = random_plans(bench.subject, budget, arguments.plans, arguments.seed)
+        for columns in wanted:
+            if key_of(budget, columns) not in results["plans"]:
+                results["plans"][key_of(budget, columns)] = bench.real(columns)
+                write_results(arguments, results)
+        real = np.array([results["plans"][key_of(budget, columns)]["kl"] for columns in wanted])
+        for name in arguments.predictors.split(","):
+            if (name, budget) not in done:
+                row = bench.row(name, budget, wanted, real)
+                results["rows"].append(row)
+                print(f"{budget:g} {name:24s} {row['spearman']} {row['kendall']} {row['seconds']} s", flush=True)
+                write_results(arguments, results)
 
 
 def main() -> None:
@@ -174,34 +215,8 @@ def main() -> None:
     made.add_argument("--predictors", default=",".join(everyone))
     arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
-    bench = Bench(arguments)
-    plans = resumed(arguments)
-    setting = {key: getattr(arguments, key) for key in SETTING}
-    rows: list[dict[str, Any]] = []
     with shown():
-        for budget in BUDGETS:
-            wanted = random_plans(bench.subject, budget, arguments.plans, arguments.seed)
-            for columns in wanted:
-                key = f"{budget:g}: " + " ".join(str(WIDTHS[column]) for column in columns)
-                if key not in plans:
-                    plans[key] = bench.real(columns)
-                    if len(plans) % 10 == 0:
-                        write_results(arguments, {"setting": setting, "plans": plans, "rows": rows})
-            keys = [f"{budget:g}: " + " ".join(str(WIDTHS[column]) for column in columns) for columns in wanted]
-            real = np.array([plans[key]["kl"] for key in keys])
-            for name, predict in bench.predictors(budget).items():
-                predicted = np.array([predict(columns) for columns in wanted])
-                row = {
-                    "predictor": name,
-                    "average_bits": budget,
-                    "plans": len(real),
-                    "spearman": interval(spearmanr, predicted, real),
-                    "kendall": interval(kendalltau, predicted, real),
-                    **bench.costs[f"{name} at {budget:g}"],
-                }
-                rows.append(row)
-                print(f"{budget:g} {name:24s} {row['spearman']} {row['kendall']} {row['seconds']} s", flush=True)
-            write_results(arguments, {"setting": setting, "plans": plans, "rows": rows})
+        run(arguments)
 
 
 if __name__ == "__main__":

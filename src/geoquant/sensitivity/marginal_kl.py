@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,8 @@ def _rising(change: Array, errors: Array) -> Array:
     return found
 
 
-Moves = tuple[tuple[Tensor | None, ...], ...]
+# Weights are made when they are needed: all choices of a large model together would not fit.
+Moves = tuple[tuple[Callable[[], Tensor] | None, ...], ...]
 
 
 def _round_to_nearest(subject: Subject, grids: Sequence[Grid]) -> nn.Module:
@@ -166,19 +168,23 @@ def _round_to_nearest(subject: Subject, grids: Sequence[Grid]) -> nn.Module:
 
 def _moved_weights(subject: Subject, base: Sequence[Grid], deploy: Deploy | None) -> Moves:
     """Return the weight of every move, None where the site stays on its grid."""
-    columns: list[list[Tensor | None]] = []
+    columns: list[list[Callable[[], Tensor] | None]] = []
     for column, grid in enumerate(subject.grids):
         whole = None if deploy is None else deploy((grid,) * len(base))
-        weights: list[Tensor | None] = []
+        weights: list[Callable[[], Tensor] | None] = []
         for row, site in enumerate(subject.sites):
             if base[row] == grid:
                 weights.append(None)
             elif whole is None:
-                weights.append(site.restore(subject.quantized[row][column].dequantize()))
+                weights.append(partial(_nearest, subject, row, column))
             else:
-                weights.append(get_weight(whole, site).clone())
+                weights.append(get_weight(whole, site).clone)
         columns.append(weights)
     return tuple(zip(*columns, strict=True))
+
+
+def _nearest(subject: Subject, row: int, column: int) -> Tensor:
+    return subject.sites[row].restore(subject.quantized[row][column].dequantize())
 
 
 @dataclass(eq=False)
@@ -187,7 +193,7 @@ class _Choice:
 
     row: int
     column: int
-    weight: Tensor
+    weight: Callable[[], Tensor]
     difference: WeightedMean = field(default_factory=WeightedMean)
     settled: bool = False
 
@@ -240,7 +246,7 @@ class _Run:
             for choice in self._choices:
                 if not choice.settled:
                     site = self._subject.sites[choice.row]
-                    with temporarily(self._deployed, site, choice.weight):
+                    with temporarily(self._deployed, site, choice.weight()):
                         moved, _ = kl_per_sample(wanted, replay.run(site), mask)
                     choice.difference.add(moved - plan, weights)
                     self._cost += replay.fraction(site) * len(weights)
