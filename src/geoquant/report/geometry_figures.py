@@ -16,8 +16,8 @@ from geoquant.report.labels import plot_text, quantity
 from geoquant.report.palette import OKABE_ITO
 from geoquant.report.waterfall import Tier, Waterfall
 
-# What of a smoothed density is drawn: its Gaussian kernels have tails that mean nothing.
-DEEPEST = 1e-6
+# What of a smoothed density is drawn, as a share of the peak that one eigenvalue makes: the tails below mean nothing.
+DEEPEST = 0.1
 CANCELLED, TOTAL = "cancellation", "error_estimate"
 TIER_SYMBOLS = {"error_bound": "triangle-down", "error_estimate": "diamond", "error_observed": "circle"}
 # A logarithmic axis from this factor on.
@@ -26,8 +26,12 @@ WIDE = 8.0
 
 def spectrum_curve(spectrum: Spectrum) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return (eigenvalues, density, density minus and plus its standard error), nothing below `DEEPEST`."""
-    places, density, error = spectrum.density().curve(512)
-    floor = DEEPEST * float(density.max())
+    found = spectrum.density()
+    low_end, high_end = float(found.nodes.min()), float(found.nodes.max())
+    width = 0.01 * max(high_end - low_end, abs(high_end), 1e-30)
+    places, density, error = found.curve(512, width)
+    one = 1 / (spectrum.size * width * math.sqrt(2 * math.pi))
+    floor = min(DEEPEST * one, 1e-3 * float(density.max()))
     low, high = ((density + sign * error).clamp(min=floor).tolist() for sign in (-1, 1))
     return places.tolist(), density.clamp(min=floor).tolist(), low, high
 
@@ -162,7 +166,7 @@ def _tier(tier: Tier, row: int, fall: Waterfall, visible: bool) -> go.Scatter:
             "color": OKABE_ITO[(3, 1, 2)[row]],
         },
         text=[""] * len(values) + [text] * drawn,
-        textposition="top center",
+        textposition="middle left" if row == 0 or _scale(fall) == "linear" else "middle right",
         hovertemplate=f"{tier.name} ({plot_text(tier.method)}): %{{x:.3g}}<extra></extra>",
         cliponaxis=False,
         visible=visible,
