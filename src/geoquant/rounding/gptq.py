@@ -11,6 +11,7 @@ always zero go to nearest instead of 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,8 @@ class Gptq:
             return grid.quantize(matrix)
         importance = context.importance(matrix)
         scales = grid.fit(matrix, importance if self.weighted else None)
-        parts = [self.place(w, grid, s, h) for w, s, h in context.groups(matrix, grid, scales)]
-        return QuantizedMatrix(grid, grid.format.encode(torch.cat(parts)), scales)
+        groups = context.groups(matrix, grid, scales)
+        return assemble(grid, scales, [(self.place(rows, grid, own, hessian), own) for rows, own, hessian in groups])
 
     def place(self, matrix: Tensor, grid: Grid, scales: Scales, hessian: Tensor) -> Tensor:
         """Return x (rows, fan_in), in units of the scales, whose nearest levels are GPTQ's choice.
@@ -110,9 +111,21 @@ class Axis:
         scale = self.scale[:, column]
         return torch.where(scale == 0, 0.0, weights / scale) + self.zero[:, column]
 
+    def values(self, level: Tensor) -> Tensor:
+        """Return the weights (rows, fan_in) that levels stand for."""
+        return (level - self.zero) * self.scale
+
     def value(self, x: Tensor, column: int) -> Tensor:
         """Return the weights that the levels nearest to x stand for."""
         return (self.grid.format.nearest(x) - self.zero[:, column]) * self.scale[:, column]
+
+
+def assemble(grid: Grid, start: Scales, parts: Sequence[tuple[Tensor, Scales]]) -> QuantizedMatrix:
+    """Join (x, scales) of the groups of channels into one matrix; one scale for several groups stays `start`'s."""
+    shared = len(start.scale) == 1 < len(parts)
+    scale = start.scale if shared else torch.cat([scales.scale for _, scales in parts])
+    codes = grid.format.encode(torch.cat([x for x, _ in parts]))
+    return QuantizedMatrix(grid, codes, Scales(scale, start.zero))
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
