@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-# MCT imports torchvision where it finds one; a CPU torch needs this name before a torchvision for CUDA loads.
+# MCT needs torchvision, whose wheels are for CUDA; with a CPU torch it loads once these names are declared.
 _library = torch.library.Library("torchvision", "FRAGMENT")
-_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+for _name in ("nms", "qnms"):
+    _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import model_compression_toolkit as mct  # noqa: E402
 from driving import SCALE_BITS, Job, LayerFormat, drive  # noqa: E402

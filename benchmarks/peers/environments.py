@@ -27,6 +27,8 @@ PEERS: dict[str, tuple[str, ...]] = {
     "hqq": ("hqq==0.2.8.post1",),
     "auto_round": ("auto-round==0.9.2",),
 }
+# Wheels that would bring a torch of their own: their requirements are met already.
+ALONE = {"mct": ("torchvision==0.29.2", "pillow==13.0.0")}
 WARM_UP = {
     "quanto": "import torch, optimum.quanto; torch.ops.quanto.unpack(torch.zeros(4, dtype=torch.uint8), 4)",
 }
@@ -40,7 +42,7 @@ def python_of(folder: Path, peer: str) -> Path:
 def make(folder: Path, peer: str) -> str | None:
     """Make one environment; return why it failed, None when it is there."""
     home = folder / peer
-    wanted = json.dumps([TORCH, *COMMON, *PEERS[peer]])
+    wanted = json.dumps([TORCH, *COMMON, *PEERS[peer], *ALONE.get(peer, ())])
     mark = home / "installed.json"
     if mark.exists() and mark.read_text() == wanted:
         return None
@@ -48,6 +50,8 @@ def make(folder: Path, peer: str) -> str | None:
         venv.create(home, with_pip=True)
     command = [str(python_of(folder, peer)), "-m", "pip", "install", "--quiet", TORCH, *COMMON, *PEERS[peer]]
     steps = [command]
+    if peer in ALONE:
+        steps.append([*command[:5], "--no-deps", *ALONE[peer]])
     if peer in WARM_UP:
         steps.append([str(python_of(folder, peer)), "-c", WARM_UP[peer]])
     for step in steps:
