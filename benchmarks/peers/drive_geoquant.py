@@ -1,6 +1,6 @@
 """geoquant itself: profile, allocate, quantize, in a process of its own like every peer.
 
-Options: ``rounding``, ``norms`` (see `geoquant.quantize_`) and ``predictor`` (its default when None).
+Options: ``effort``, ``rounding``, ``norms`` (see `geoquant.quantize_`) and ``predictor``; None is left to geoquant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def run(job: Job) -> None:
     job.started()
     profile = gq.profile(job.model, batches, seed=job.seed, **chosen)
     plan = gq.allocate(profile, gq.Budget(average_bits=job.budget))
-    settings = {name: job.options[name] for name in ("rounding", "norms")}
+    settings = {name: job.options[name] for name in ("effort", "rounding", "norms") if job.options[name] is not None}
     gq.quantize_(job.model, plan, batches, **settings, seed=job.seed)
     job.stopped()
     layers = {

@@ -42,7 +42,10 @@ TIMEOUT = 3600
 def contestants(arguments: Any) -> list[Contestant]:
     """List who takes part; settings that are not named are the peer's defaults."""
     search = {"score_images": arguments.score_images}
-    found = [Contestant(f"geoquant, {arguments.rounding}", None, "drive_geoquant.py", geoquant_options(arguments))]
+    found = [
+        Contestant(f"geoquant, {effort}", None, "drive_geoquant.py", geoquant_options(arguments, effort))
+        for effort in arguments.efforts
+    ]
     for method in ("gradient", "kl_div"):
         options = {"method": method, "algorithm": "mse", **search}
         found.append(Contestant(f"ModelOpt {method}, MSE scales", "modelopt", "drive_modelopt.py", options))
@@ -62,9 +65,10 @@ def contestants(arguments: Any) -> list[Contestant]:
     return [one for one in found if (one.environment or "geoquant") in arguments.only]
 
 
-def geoquant_options(arguments: Any) -> dict[str, Any]:
-    """Return what geoquant's own driver is told."""
-    return {"rounding": arguments.rounding, "norms": arguments.norms, "predictor": arguments.predictor}
+def geoquant_options(arguments: Any, effort: str) -> dict[str, Any]:
+    """Return what geoquant's own driver is told; None leaves the choice to geoquant."""
+    names = ("rounding", "norms", "predictor")
+    return {"effort": effort, **{name: getattr(arguments, name) for name in names}}
 
 
 class Bench:
@@ -206,8 +210,9 @@ def main() -> None:
     made.add_argument("--images", type=int, default=2048, help="calibration images")
     made.add_argument("--score-images", type=int, default=512, help="of these, for the peers' sensitivity scores")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
-    made.add_argument("--rounding", default="gptq", help="geoquant's rounding")
-    made.add_argument("--norms", default="relative", help="geoquant's correction of norms")
+    made.add_argument("--efforts", nargs="+", default=["fast", "balanced", "best"], help="of geoquant")
+    made.add_argument("--rounding", default=None, help="geoquant's rounding, in place of the effort's")
+    made.add_argument("--norms", default=None, help="geoquant's correction of norms, in place of the effort's")
     made.add_argument("--predictor", default=None, help="geoquant's predictor; its default when not given")
     made.add_argument("--mct-epochs", type=int, default=10, help="of MCT's gradient-based rounding")
     everyone = ["geoquant", "modelopt", "mct", "quanto", "hqq", "auto_round"]
