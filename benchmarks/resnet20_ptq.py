@@ -27,12 +27,12 @@ from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.progress import shown
 from geoquant.quantize import BlockTuning, NetworkTuning, quantize
 from geoquant.rounding import ROUNDINGS
-from geoquant.sensitivity import profile
+from geoquant.sensitivity import DEFAULT_GRIDS, profile
 
 MODEL = "geoquant.models.zoo:resnet20_cifar10"
 WIDTHS = (2, 3, 4)
 BUDGETS = (2.0, 2.5, 3.0, 4.0)
-EXTRA = ("binary", "ternary")  # beside the integers, for budgets near 2 bits
+EXTRA = ("binary", "ternary")  # with its scales, a 2-bit grid takes more than 2 bits
 
 
 def methods(quick: bool) -> dict[str, dict[str, Any]]:
@@ -51,13 +51,11 @@ def plans(model: torch.nn.Module, calibration: Any, quick: bool) -> dict[str, Pl
     chosen = {
         f"uniform int{bits}": uniform_plan(model, f"int{bits}:mse-signed") for bits in WIDTHS[: 1 if quick else 3]
     }
-    measured = profile(model, calibration, predictors=["weight_error"])
-    wider = profile(model, calibration, predictors=["weight_error"], grids=[*EXTRA, *measured.grids])
-    for budget in BUDGETS[:: 3 if quick else 1]:
+    integers = DEFAULT_GRIDS if not quick else DEFAULT_GRIDS[:2]
+    for budget in BUDGETS[: 1 if quick else None]:
+        grids = (*EXTRA, *integers) if budget <= 2 else integers
+        measured = profile(model, calibration, predictors=["weight_error"], grids=grids)
         chosen[f"weight_error, {budget:g} bits"] = allocate(measured, Budget(average_bits=budget))
-    chosen[f"weight_error with {' and '.join(EXTRA)}, {BUDGETS[0]:g} bits"] = allocate(
-        wider, Budget(average_bits=BUDGETS[0])
-    )
     return chosen
 
 
