@@ -28,11 +28,14 @@ from geoquant.cli.measure import (
     GRIDS,
     PREDICTOR,
     AverageBits,
+    BitOperations,
     Bytes,
     Exclude,
     Fix,
     Fuse,
     Grids,
+    Latency,
+    LatencyFile,
     Lower,
     Menu,
     Objective,
@@ -40,13 +43,14 @@ from geoquant.cli.measure import (
     Predictors,
     Solver,
     Upper,
+    make_budget,
     measure,
     plan_document,
     solve_plan,
 )
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
-from geoquant.plan import Budget, Plan, plan_text
+from geoquant.plan import Plan, plan_text
 from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
 
@@ -59,6 +63,9 @@ def quantize_command(
     plan: Annotated[Path | None, typer.Option(help="A plan from `geoquant allocate`, instead of a budget.")] = None,
     average_bits: AverageBits = None,
     size: Bytes = None,
+    bit_operations: BitOperations = None,
+    latency: Latency = None,
+    latency_table: LatencyFile = None,
     weights: Weights = None,
     normalize: NormalizeOption = None,
     effort: Annotated[
@@ -97,18 +104,19 @@ def quantize_command(
     --data cifar10 --normalize imagenet --average-bits 3 --output out/`
     """
     net = read_model(model, weights, fold_batch_norm)
-    if plan is None:
-        Budget(average_bits, size)  # a missing or senseless budget should say so before minutes of work
-        if data is None:
-            raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
-    elif average_bits is not None or size is not None:
+    limits = (average_bits, size, bit_operations, latency, latency_table)
+    budget = make_budget(*limits) if plan is None else None
+    if plan is None and data is None:
+        raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
+    if plan is not None and any(limit is not None for limit in limits):
         raise typer.BadParameter("give --plan or a budget, not both")
     chosen = None if plan is None else Plan.load(plan)
     batches = None if data is None else read_batches(data, "train", normalize, weights, batch_size, images, seed)
     if chosen is None:
         assert batches is not None
+        assert budget is not None
         result = measure(net, batches, grids, predictors, only, exclude, seed)
-        chosen = solve_plan(result, average_bits, size, None, solver, objective, menu, lower, upper, fix, fuse)
+        chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse)
     with progress.shown():
         quantize_(net, chosen, batches, effort=effort, rounding=rounding, norms=norms, refine=refine, seed=seed)
     unseen = quantized_state(net).unseen

@@ -31,7 +31,7 @@ from geoquant.cli.inputs import (
 )
 from geoquant.geometry import geometry_cost
 from geoquant.models import inference, predict
-from geoquant.plan import Budget, Plan, align, allocate, plan_text, summary
+from geoquant.plan import Budget, LatencyTable, Plan, align, allocate, plan_text, summary
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
     DEFAULT_PREDICTORS,
@@ -58,6 +58,15 @@ Geometry = Annotated[
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave these layers in float (name or `re:`; repeatable).")]
 AverageBits = Annotated[float | None, typer.Option(help="Budget: stored bits per weight, scales included.")]
 Bytes = Annotated[int | None, typer.Option("--bytes", help="Budget: size of the artifact on disk.")]
+BitOperations = Annotated[
+    float | None,
+    typer.Option(help="Budget: multiplications × weight bits × 32 (activations are float), for one sample."),
+]
+Latency = Annotated[float | None, typer.Option(help="Budget: milliseconds by --latency-table.")]
+LatencyFile = Annotated[
+    Path | None,
+    typer.Option("--latency-table", help='JSON with measured times: {"milliseconds": {LAYER: {GRID: TIME}}}.'),
+]
 Solver = Annotated[str, typer.Option(help="milp (exact), greedy, proportional, gradient, uniform.")]
 Objective = Annotated[str, typer.Option(help="sum of the damages, or worst layer.")]
 Menu = Annotated[str | None, typer.Option(help="Only these widths or grids, such as 4,8.")]
@@ -161,6 +170,8 @@ def plan_document(plan: Plan, path: Path | None = None) -> dict[str, Any]:
     document: dict[str, Any] = {
         "average_bits": plan.average_bits,
         "bytes": plan.bytes,
+        "bit_operations": plan.bit_operations,
+        "latency": plan.latency,
         "layers": dict(zip(plan.inventory.names, plan.names, strict=True)),
     }
     if plan.evidence is not None:
@@ -170,10 +181,23 @@ def plan_document(plan: Plan, path: Path | None = None) -> dict[str, Any]:
     return document
 
 
-def solve_plan(
-    result: Profile,
+def make_budget(
     average_bits: float | None,
     size: int | None,
+    bit_operations: float | None,
+    latency: float | None,
+    latency_table: Path | None,
+) -> Budget:
+    """Read the limits of the command line; they should be refused before minutes of work, not after."""
+    if latency_table is not None and latency is None:
+        raise typer.BadParameter("--latency-table is there for a limit: give --latency MS too")
+    times = None if latency_table is None else LatencyTable.load(latency_table)
+    return Budget(average_bits, size, bit_operations, latency, times)
+
+
+def solve_plan(
+    result: Profile,
+    budget: Budget,
     predictor: str | None,
     solver: str,
     objective: str,
@@ -186,7 +210,7 @@ def solve_plan(
     """Call `allocate` with what the command line said."""
     return allocate(
         result,
-        Budget(average_bits, size),
+        budget,
         predictor=predictor,
         solver=solver,
         objective=objective,
@@ -213,6 +237,9 @@ def allocate_command(
     output: Annotated[Path, typer.Option(help="File for the plan, such as plan.json.")],
     average_bits: AverageBits = None,
     size: Bytes = None,
+    bit_operations: BitOperations = None,
+    latency: Latency = None,
+    latency_table: LatencyFile = None,
     predictor: Annotated[str | None, typer.Option(help="Which of the profile's predictors to trust.")] = None,
     solver: Solver = "milp",
     objective: Objective = "sum",
@@ -227,9 +254,8 @@ def allocate_command(
 
     Example: `geoquant allocate prof/ --average-bits 3 --fix conv1=8 --output plan.json`
     """
-    plan = solve_plan(
-        Profile.load(prof), average_bits, size, predictor, solver, objective, menu, lower, upper, fix, fuse
-    )
+    budget = make_budget(average_bits, size, bit_operations, latency, latency_table)
+    plan = solve_plan(Profile.load(prof), budget, predictor, solver, objective, menu, lower, upper, fix, fuse)
     path = plan.save(output)
     say(f"wrote {path}")
     show(plan_text(plan), plan_document(plan, path), as_json)

@@ -1,6 +1,7 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
 from geoquant.plan.budget import Budget
+from geoquant.plan.latency import LatencyTable
 from geoquant.plan.layout import (
     ARTIFACT_VERSION,
     METADATA_KEY,
@@ -22,6 +23,7 @@ __all__ = [
     "Budget",
     "Entry",
     "Evidence",
+    "LatencyTable",
     "Optimality",
     "Plan",
     "Request",

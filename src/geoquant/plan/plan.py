@@ -26,7 +26,8 @@ from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes
 from geoquant.sensitivity import DamageTable
 
-PLAN_VERSION = 1
+# Version 2 may hold multiplications, and budgets of bit-operations and latency; version 1, which has none, is read too.
+PLAN_VERSION = 2
 
 Objective = str | Callable[[NDArray[np.float64]], float]
 
@@ -73,7 +74,7 @@ class Optimality:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where a solved plan comes from: table, request, optimality, a reason per site."""
+    """Where a solved plan comes from: table, request, optimality, a reason per site, multiplications per site."""
 
     table: DamageTable
     request: Request
@@ -81,6 +82,7 @@ class Evidence:
     reasons: tuple[str, ...]
     data: str
     seed: int
+    macs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,23 @@ class Plan:
         pairs = zip(self.inventory.sites, self.costs, strict=True)
         return {site.name: cost.total_bits / site.weights for site, cost in pairs}
 
+    @property
+    def bit_operations(self) -> float | None:
+        """Multiplications × weight bits × activation bits of one sample; None where they were not counted."""
+        if self.evidence is None or not self.evidence.macs:
+            return None
+        pairs = zip(self.evidence.macs, self.grids, strict=True)
+        return sum(count * grid.bits for count, grid in pairs) * self.evidence.request.budget.activation_bits
+
+    @property
+    def latency(self) -> float | None:
+        """Milliseconds by the table of the budget; None where there is none."""
+        times = None if self.evidence is None else self.evidence.request.budget.latency_table
+        if times is None:
+            return None
+        pairs = zip(self.inventory.names, self.names, strict=True)
+        return times.base + sum(times.milliseconds(site, grid) for site, grid in pairs)
+
     def grid(self, name: str) -> Grid:
         """Return the grid of the site called `name`."""
         if name not in self.inventory.names:
@@ -148,6 +167,8 @@ class Plan:
         *,
         average_bits: float | None = None,
         bytes: int | None = None,
+        bit_operations: float | None = None,
+        latency: float | None = None,
         objective: Objective | None = None,
         **changes: Any,
     ) -> Plan:
@@ -156,16 +177,23 @@ class Plan:
         Args:
             average_bits: new limit on stored bits per weight (see `Budget`).
             bytes: new limit on the size of the artifact.
+            bit_operations: new limit on multiplications × bits; activations count what they did.
+            latency: new limit in milliseconds, by the table of the old budget (or ``latency_table=`` of another).
             objective: needed again when the plan was solved for a function of the caller's.
             changes: other parts of the request to replace: ``solver``, ``menu``, ``lower``, ``upper``,
                 ``fixed``, ``fused`` (see `allocate`).
 
         Raises:
             PlanError: the plan was written by hand and holds no evidence.
+            BudgetError: nothing fits the limits, or a latency is asked for and there is no table of times.
         """
         from geoquant.plan.solving import resolve
 
-        return resolve(self, Budget(average_bits, bytes), objective, **changes)
+        old = None if self.evidence is None else self.evidence.request.budget
+        times = changes.pop("latency_table", None if old is None else old.latency_table)
+        activation_bits = changes.pop("activation_bits", 32 if old is None else old.activation_bits)
+        budget = Budget(average_bits, bytes, bit_operations, latency, times, activation_bits)
+        return resolve(self, budget, objective, **changes)
 
     def save(self, path: Path | str) -> Path:
         """Write the plan as one JSON file, atomically (``plan.json`` inside when `path` is a folder)."""

@@ -1,16 +1,15 @@
 """Turn evidence and a budget into a plan that provably keeps the budget.
 
 The damages of a table and the exact storage of every choice make a multiple-choice knapsack; the solver
-gives a selection, its value and a proven lower bound. Average bits are linear in the choices. The size of
-the file is not quite (the header's offsets grow by digits), so a byte budget is first relaxed (proving
-the bound), then tightened by what the header really takes until the file fits.
+gives a selection, its value and a proven lower bound. Average bits, bit-operations and latency are linear in the
+choices. The size of the file is not quite (the header's offsets grow by digits), so a byte budget is first relaxed
+(proving the bound), then tightened by what the header really takes until the file fits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -23,28 +22,12 @@ from geoquant.grids import Grid
 from geoquant.models import Inventory, Site, fused_groups, select
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes, least_bytes, site_entries
+from geoquant.plan.limits import Choices, linear_costs
 from geoquant.plan.plan import Evidence, Objective, Optimality, Plan, Request
 from geoquant.plan.reasons import reasons
 from geoquant.sensitivity import DamageTable, Profile
 
 FLOAT = "fp32"
-
-
-@dataclass(frozen=True, eq=False)
-class Choices:
-    """The allocation problem of one model: sites × grids.
-
-    Attributes:
-        grids: the columns.
-        damage: (sites, grids), inf where a choice is not allowed.
-        bits: stored bits of each choice, header entries apart.
-        groups: rows that must choose alike.
-    """
-
-    grids: tuple[Grid, ...]
-    damage: NDArray[np.float64]
-    bits: NDArray[np.int64]
-    groups: tuple[tuple[int, ...], ...]
 
 
 def allocate(
@@ -92,7 +75,7 @@ def allocate(
         tuple(group if isinstance(group, str) else tuple(group) for group in fused),
     )
     table = profile.table(predictor)
-    return solve(profile.inventory, table, request, objective, profile.data, profile.seed)
+    return solve(profile.inventory, table, request, objective, profile.data, profile.seed, profile.macs)
 
 
 def resolve(plan: Plan, budget: Budget, objective: Objective | None = None, **changes: Any) -> Plan:
@@ -112,18 +95,26 @@ def resolve(plan: Plan, budget: Budget, objective: Objective | None = None, **ch
     if "fixed" in changes:
         changes["fixed"] = tuple(dict(changes["fixed"]).items())
     request = replace(old, budget=budget, objective=wanted if isinstance(wanted, str) else "custom", **changes)
-    return solve(plan.inventory, plan.evidence.table, request, wanted, plan.evidence.data, plan.evidence.seed)
+    evidence = plan.evidence
+    return solve(plan.inventory, evidence.table, request, wanted, evidence.data, evidence.seed, evidence.macs)
 
 
 def solve(
-    inventory: Inventory, table: DamageTable, request: Request, objective: Objective, data: str = "", seed: int = 0
+    inventory: Inventory,
+    table: DamageTable,
+    request: Request,
+    objective: Objective,
+    data: str = "",
+    seed: int = 0,
+    macs: tuple[int, ...] = (),
 ) -> Plan:
     """Solve one request on one damage table."""
     choices = make_choices(inventory, table, request)
-    selection, optimality = _solve_within(inventory, choices, request, objective)
+    costs = linear_costs(inventory, choices, request.budget, macs)
+    selection, optimality = _solve_within(inventory, choices, request, objective, costs)
     names = tuple(str(choices.grids[column]) for column in selection)
     why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
-    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed))
+    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed, macs))
 
 
 def make_choices(inventory: Inventory, table: DamageTable, request: Request) -> Choices:
@@ -210,14 +201,14 @@ def _limits(value: float | Mapping[str, float] | None) -> tuple[tuple[str, float
 
 
 def _solve_within(
-    inventory: Inventory, choices: Choices, request: Request, objective: Objective
+    inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
 ) -> tuple[tuple[int, ...], Optimality]:
     """Solve; with a byte budget, reserve for the header until the file fits."""
     if request.budget.bytes is None:
-        solution = _solve(inventory, choices, request, objective, None)
+        solution = _solve(inventory, choices, request, objective, costs)
         return _checked(solution, solution.lower_bound)
     least = np.array([[least_bytes(site, grid) for grid in choices.grids] for site in inventory.sites], np.int64)
-    cheapest = _select(choices, least)
+    cheapest = choices.cheapest(least)
     smallest = artifact_bytes(inventory, [choices.grids[column] for column in cheapest])
     if smallest > request.budget.bytes:
         raise BudgetError(
@@ -227,11 +218,11 @@ def _solve_within(
     rows = np.arange(len(cheapest))
     reserve = smallest - int(least[rows, list(cheapest)].sum())
     slack = _header_slack(inventory, choices, smallest)
-    relaxed = (least, request.budget.bytes - max(reserve - slack, 0))
-    bound = _solve(inventory, choices, request, objective, relaxed).lower_bound
+    relaxed = Cost("bytes", least, request.budget.bytes - max(reserve - slack, 0))
+    bound = _solve(inventory, choices, request, objective, (*costs, relaxed)).lower_bound
     while True:
         limit = max(request.budget.bytes - reserve, int(least[rows, list(cheapest)].sum()))
-        solution = _solve(inventory, choices, request, objective, (least, limit))
+        solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", least, limit)))
         size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection])
         if size <= request.budget.bytes:
             return _checked(solution, bound)
@@ -262,42 +253,17 @@ def _tensors(site: Site, grid: Grid) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def _solve(
-    inventory: Inventory,
-    choices: Choices,
-    request: Request,
-    objective: Objective,
-    file_cost: tuple[NDArray[np.int64], int] | None,
+    inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
 ) -> Solution:
-    costs = []
-    if request.budget.average_bits is not None:
-        limit = math.floor(request.budget.average_bits * inventory.weights + 1e-6)
-        smallest = int(choices.bits[np.arange(len(choices.bits)), list(_select(choices, choices.bits))].sum())
-        if smallest > limit:
-            least = math.ceil(1e4 * smallest / inventory.weights) / 1e4
-            raise BudgetError(
-                f"a budget of {request.budget.average_bits:g} average bits is below the smallest possible plan, which "
-                f"takes {least:g}; raise the budget or allow narrower grids"
-            )
-        costs.append(Cost("bits", choices.bits, limit))
-    if file_cost is not None:
-        costs.append(Cost("bytes", file_cost[0], file_cost[1]))
     problem = Problem(
         damage=choices.damage,
-        costs=tuple(costs),
+        costs=costs,
         groups=choices.groups,
         weights=np.array([site.weights for site in inventory.sites]),
         widths=np.array([grid.bits for grid in choices.grids]),
         objective=cast(SolverObjective, objective),  # the problem checks the name
     )
     return SOLVERS[request.solver](problem)
-
-
-def _select(choices: Choices, cost: NDArray[np.int64]) -> tuple[int, ...]:
-    """Return the cheapest allowed selection, groups respected."""
-    price = np.where(np.isfinite(choices.damage), cost, np.iinfo(np.int64).max // (4 * len(cost))).astype(np.int64)
-    for group in choices.groups:
-        price[list(group)] = price[list(group)].sum(0)
-    return tuple(price.argmin(1).tolist())
 
 
 def _checked(solution: Solution, bound: float) -> tuple[tuple[int, ...], Optimality]:

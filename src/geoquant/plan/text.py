@@ -43,6 +43,10 @@ def summary(plan: Plan) -> str:
     if plan.evidence is None:
         return text
     evidence = plan.evidence
+    if evidence.request.budget.bit_operations is not None:
+        text += f", {plan.bit_operations:.4g} bit-operations"
+    if evidence.request.budget.latency is not None:
+        text += f", {plan.latency:.6g} ms"
     unit = evidence.table.unit or "score, ranks only"
     gap = evidence.optimality.gap
     best = "optimal" if gap <= 1e-9 else f"at most {100 * gap:.2g} % from optimal"

@@ -22,10 +22,11 @@ from geoquant.errors import FileFormatError, PlanError, suggest
 from geoquant.geometry import ModelGeometry, measure_geometry
 from geoquant.grids import Grid
 from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
+from geoquant.sensitivity.operations import multiplications
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
 
-# Version 2 may hold geometry; version 1, which never does, is read as well.
-PROFILE_VERSION = 2
+# Version 2 may hold geometry, version 3 multiplications; older ones, which never do, are read as well.
+PROFILE_VERSION = 3
 
 # A scale of either sign costs no storage and lets each channel choose the side of its extra level.
 DEFAULT_GRIDS = tuple(f"int{bits}:mse-signed" for bits in range(2, 9))
@@ -46,6 +47,7 @@ class Profile:
         seed: of every random draw.
         seconds: wall time per predictor; left out of comparisons, two runs never agree on it.
         geometry: what the model is like on the same data; None when it was not measured.
+        macs: multiply-accumulates of each site of the inventory for one sample; empty when they were not counted.
     """
 
     inventory: Inventory
@@ -55,6 +57,7 @@ class Profile:
     seed: int
     seconds: tuple[float, ...] = field(compare=False)
     geometry: ModelGeometry | None = None
+    macs: tuple[int, ...] = ()
 
     def table(self, predictor: str | None = None) -> DamageTable:
         """Return the table of `predictor` (the first one when None)."""
@@ -154,7 +157,9 @@ def profile(
     found = None
     if geometry:
         found = measure_geometry(model, subject.batches, subject.sites, forward=forward, seed=seed)
-    return Profile(take_inventory(model), names, tables, fingerprint(subject.batches), seed, seconds, found)
+    inventory = take_inventory(model)
+    macs = multiplications(model, inventory.sites, subject.batches[0], forward)
+    return Profile(inventory, names, tables, fingerprint(subject.batches), seed, seconds, found, macs)
 
 
 def make_subject(

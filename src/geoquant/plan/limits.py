@@ -1,0 +1,120 @@
+"""What does each choice take from each budget, in whole numbers?
+
+Average bits, bit-operations and latency are sums over sites, so that keeping them is one linear limit each. The size of
+the file is not quite (see `geoquant.plan.solving`). Units are chosen so that every cost is an exact integer, except
+nanoseconds: times are rounded up and their limit down, so that a plan within them is within the milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from geoquant.allocation import Cost
+from geoquant.errors import BudgetError, PlanError
+from geoquant.grids import Grid
+from geoquant.models import Inventory
+from geoquant.plan.budget import Budget
+from geoquant.plan.latency import LatencyTable, nanoseconds
+
+
+@dataclass(frozen=True, eq=False)
+class Choices:
+    """The allocation problem of one model: sites × grids.
+
+    Attributes:
+        grids: the columns.
+        damage: (sites, grids), inf where a choice is not allowed.
+        bits: stored bits of each choice, header entries apart.
+        groups: rows that must choose alike.
+    """
+
+    grids: tuple[Grid, ...]
+    damage: NDArray[np.float64]
+    bits: NDArray[np.int64]
+    groups: tuple[tuple[int, ...], ...]
+
+    def cheapest(self, cost: NDArray[np.int64]) -> tuple[int, ...]:
+        """Return the allowed selection of least `cost` (sites, grids), groups respected."""
+        price = np.where(np.isfinite(self.damage), cost, np.iinfo(np.int64).max // (4 * len(cost))).astype(np.int64)
+        for group in self.groups:
+            price[list(group)] = price[list(group)].sum(0)
+        return tuple(price.argmin(1).tolist())
+
+    def least(self, cost: NDArray[np.int64]) -> int:
+        """Return the least total of `cost` (sites, grids) over the allowed selections."""
+        return int(cost[np.arange(len(cost)), list(self.cheapest(cost))].sum())
+
+
+def linear_costs(inventory: Inventory, choices: Choices, budget: Budget, macs: tuple[int, ...]) -> tuple[Cost, ...]:
+    """Return a cost for each linear limit of `budget`.
+
+    Args:
+        inventory: the model's sites.
+        choices: what is allowed.
+        budget: the limits; bytes are passed over.
+        macs: multiplications of each site for one sample; needed for bit-operations only.
+
+    Raises:
+        BudgetError: the smallest possible plan exceeds one of the limits, or a latency is missing.
+        PlanError: multiplications were not counted.
+    """
+    costs = []
+    if budget.average_bits is not None:
+        limit = math.floor(budget.average_bits * inventory.weights + 1e-6)
+        costs.append(Cost("bits", choices.bits, limit))
+        _check(choices, costs[-1], f"{budget.average_bits:g} average bits", 1 / inventory.weights, "average bits")
+    if budget.bit_operations is not None:
+        unit, table = operations(macs, choices.grids)
+        unit *= Fraction(str(budget.activation_bits))  # numbers count as they are written
+        costs.append(Cost("bit-operations", table, math.floor(Fraction(str(budget.bit_operations)) / unit)))
+        _check(choices, costs[-1], f"{budget.bit_operations:.6g} bit-operations", float(unit), "bit-operations")
+    if budget.latency is not None:
+        assert budget.latency_table is not None
+        base = budget.latency_table.base
+        limit = nanoseconds(budget.latency, up=False) - nanoseconds(base, up=True)
+        costs.append(Cost("nanoseconds", _times(inventory, choices, budget.latency_table), limit))
+        _check(choices, costs[-1], f"{budget.latency:g} ms", 1e-6, "ms", base)
+    return tuple(costs)
+
+
+def operations(macs: tuple[int, ...], grids: tuple[Grid, ...]) -> tuple[Fraction, NDArray[np.int64]]:
+    """Return multiplications × weight bits as a unit and whole numbers (sites, grids) of it.
+
+    >>> unit, table = operations((600, 200), (Grid.parse("int4"), Grid.parse("ternary")))
+    >>> unit, table.tolist()
+    (Fraction(40, 1), [[60, 24], [20, 8]])
+    """
+    if not macs:
+        raise PlanError("this profile does not say how much each layer multiplies; profile the model again")
+    bits = [Fraction(grid.bits).limit_denominator(1000) for grid in grids]
+    scale = math.lcm(*(width.denominator for width in bits))
+    common = max(math.gcd(*macs), 1)
+    widths = np.array([int(width * scale) for width in bits], np.int64)
+    return Fraction(common, scale), np.array([count // common for count in macs], np.int64)[:, None] * widths
+
+
+def _times(inventory: Inventory, choices: Choices, table: LatencyTable) -> NDArray[np.int64]:
+    """Return the nanoseconds of every allowed choice (sites, grids); 0 for the others."""
+    times = np.zeros(choices.damage.shape, np.int64)
+    for row, column in zip(*np.nonzero(np.isfinite(choices.damage)), strict=True):
+        milliseconds = table.milliseconds(inventory.names[row], choices.grids[column])
+        times[row, column] = nanoseconds(milliseconds, up=True)
+    return times
+
+
+def _check(choices: Choices, cost: Cost, asked: str, unit: float, name: str, base: float = 0.0) -> None:
+    """Say what the smallest plan takes, in the unit that the caller used, where that is above the limit."""
+    smallest = choices.least(cost.table)
+    if smallest > cost.limit:
+        exact = smallest * unit + base
+        digits = 4 if exact < 1e6 else 0
+        least = math.ceil(exact * 10**digits * (1 - 1e-12)) / 10**digits
+        raise BudgetError(
+            f"a budget of {asked} is below the smallest possible plan, which takes {least:.10g} {name}; "
+            "raise the budget or allow narrower grids"
+        )
