@@ -1,7 +1,7 @@
-"""Write the tables of the README from the committed results, so that no number in it is typed by hand.
+"""Write the tables of README.md and docs/results.md from the committed results: no number in them is typed by hand.
 
-python benchmarks/tables.py            # rewrite README.md between its markers
-python benchmarks/tables.py --check    # exit 1 when it differs (the tests run this)
+python benchmarks/tables.py            # rewrite both between their markers
+python benchmarks/tables.py --check    # exit 1 when one differs (the tests run this)
 """
 
 from __future__ import annotations
@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import result_tables
 from common import RESULTS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 
 Row = dict[str, Any]
@@ -78,24 +81,36 @@ def mnist() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"resnet20": resnet20, "mnist": mnist}
+TABLES: dict[str, Callable[[], str]] = {
+    "resnet20": resnet20,
+    "mnist": mnist,
+    "uniform": lambda: result_tables.uniform(load("resnet20_rtn")),
+    "solvers": lambda: result_tables.solvers(load("resnet20_rtn")),
+    "whole_path": lambda: result_tables.whole_path(load("whole_path")),
+    "allocation": lambda: result_tables.allocation(load("allocation")),
+    "packing": lambda: result_tables.packing(load("packing")),
+    "architectures": lambda: result_tables.architectures(load("architectures")),
+    "geometry": lambda: result_tables.geometry(load("geometry")),
+    "bounds": lambda: result_tables.bounds(load("bounds")),
+}
 
 
 def filled(text: str) -> str:
     """Return `text` with every marked block replaced by its table."""
     for name, make in TABLES.items():
-        block = re.compile(rf"(<!-- table:{name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        block = re.compile(rf"(<!-- table:{name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if block.search(text):
-            text = block.sub(lambda found, make=make: found.group(1) + make() + found.group(2), text)
+            text = block.sub(lambda found, make=make: found.group(1) + make() + "\n" + found.group(2), text)
     return text
 
 
 def main() -> None:
-    text = README.read_text()
-    wanted = filled(text)
+    texts = {page: page.read_text() for page in PAGES}
+    wanted = {page: filled(text) for page, text in texts.items()}
     if "--check" in sys.argv:
-        sys.exit(text != wanted)
-    README.write_text(wanted)
+        sys.exit(texts != wanted)
+    for page, text in wanted.items():
+        page.write_text(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,156 @@
+"""Tables of docs/results.md, each made from one committed result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Document = dict[str, Any]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table.
+
+    >>> print(markdown(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |-|-|
+    | 1 | 2 |
+    """
+    lines = [f"| {' | '.join(row)} |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|-|" + "-|" * (len(head) - 1), *lines[1:]])
+
+
+def uniform(document: Document) -> str:
+    """Every uniform grid of the round-to-nearest run, by width."""
+    rows = [row for row in document["rows"] if row["method"].startswith("uniform")]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    found = {(row["method"], row["label"]): row for row in rows}
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    body = [[name, *(f"{found[(name, label)]['accuracy']:.1f}" for label in labels)] for name in methods]
+    return markdown(["uniform grid", *labels], body)
+
+
+def solvers(document: Document) -> str:
+    """Every predictor with every solver, and the exact solver on other grids, by budget."""
+    rows = [row for row in document["rows"] if " + " in row["method"]]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    found = {(row["method"], row["label"]): row for row in rows}
+
+    def cell(name: str, label: str) -> str:
+        row = found.get((name, label))
+        if row is None:
+            return ""
+        return f"{row['accuracy']:.1f}" + (f" ± {row['spread']:.1f}" if row["seeds"] > 1 else "")
+
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return markdown(
+        ["predictor + solver, grid", *labels], [[name, *(cell(name, label) for label in labels)] for name in methods]
+    )
+
+
+def whole_path(document: Document) -> str:
+    """Seconds of each step, the median run and all of them."""
+    medians, runs = document["medians"], document["runs"]
+    totals = sorted(sum(value for key, value in run.items() if key != "peak_mb") for run in runs)
+    steps = [key for key in medians if key not in ("peak_mb", "total_seconds")]
+    table = markdown(
+        [*(f"{key}, s" for key in steps), "total, s", "peak memory, MB"],
+        [[*(f"{medians[key]:.2f}" for key in steps), f"{medians['total_seconds']:.1f}", f"{medians['peak_mb']:.0f}"]],
+    )
+    return f"{table}\n\nMedians of {len(runs)} runs; totals from {totals[0]:.1f} to {totals[-1]:.1f} s."
+
+
+def allocation(document: Document) -> str:
+    """Seconds and proven gap of every solver at the largest common size."""
+    rows = [row for row in document["rows"] if row["sites"] == 1000]
+    body = [
+        [row["solver"], row["damages"], str(row["budgets"]), f"{row['seconds']:.3f}", f"{row['gap']:.1e}"]
+        for row in rows
+    ]
+    return markdown(["solver", "damages", "budgets", "seconds", "gap to the proven bound"], body)
+
+
+def packing(document: Document) -> str:
+    """Speed of packing by grid."""
+    steps = ("encode", "pack", "unpack", "decode", "save", "load")
+    body = [
+        [f"`{row['grid']}`", f"{row['compression']:.2f}×", *(f"{row['mb_per_s'][s]['median']:,.0f}" for s in steps)]
+        for row in document["rows"]
+    ]
+    return markdown(["grid", "smaller by", *steps], body)
+
+
+def bounds(*documents: Document) -> str:
+    """Gap of every bound by net and width."""
+    body = []
+    for result in (result for document in documents for result in document["results"]):
+        points = f"{result['sampled_points']:,} + {result['attacked_points']:,}"
+        for row in result["rows"]:
+            exceeded = row["exceeded_by_found_points"]
+            body.append(
+                [
+                    f"{result['net']}, {result['bits']} bits",
+                    row["method"],
+                    _number(row["median_gap"]),
+                    _number(row["max_gap"]),
+                    "–" if exceeded is None else str(exceeded),
+                    points,
+                ]
+            )
+    return markdown(
+        ["net", "method", "median gap", "largest gap", "points above it", "points sampled + attacked"], body
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not covered" if value is None else f"{value:.3g}"
+
+
+def geometry(document: Document) -> str:
+    """Ways to the traces of all layers, and how they compare with a training step and with PyHessian."""
+    parts, summary = document["parts"], document["summary"]
+    body = [
+        ["Gauss–Newton traces, exact", f"{parts['exact_traces']['seconds']:.1f} s", "0 (exact)", ""],
+        ["Hessian traces of this ReLU net, exact", f"{parts['exact_traces']['seconds_hessian_traces']:.1f} s", "0", ""],
+    ]
+    for name, shown in (
+        ("plain_probes", "Hutchinson, plain probes"),
+        ("fresh_probes", "Hutchinson, fresh probes for each sample"),
+        ("remainder_probes", "exact Gauss–Newton part + probes of the remainder"),
+    ):
+        part = parts[name]
+        body.append(
+            [
+                f"{shown}, {part['probes']} probes",
+                f"{part['seconds']:.1f} s",
+                f"{100 * part['median_relative_stderr']:.1f} % (worst {100 * part['worst_relative_stderr']:.0f} %)",
+                f"{part['median_probes_for_target']:,} (worst {part['worst_probes_for_target']:,})",
+            ]
+        )
+    table = markdown(["traces of all layers", "time", "median standard error", "probes for 5 %"], body)
+    lines = [
+        f"- memory over that of one training step: exact traces {summary['memory_exact_over_step']:.2f}×, "
+        f"probes {summary['memory_probe_over_step']:.2f}×",
+        f"- the whole curvature map takes {100 * summary['curvature_map_in_training_epochs']:.0f} % of one epoch of "
+        f"training, {100 * summary['curvature_map_share_of_100_epochs']:.2f} % of a hundred",
+    ]
+    if "speedup_per_probe" in summary:
+        lines.append(
+            f"- one probe of all layers is {summary['speedup_per_probe']:.1f}× as fast as PyHessian's loop over "
+            f"batches, {summary['speedup_per_probe_graph_kept']:.1f}× as fast as PyHessian with one kept graph"
+        )
+    return f"{table}\n\n" + "\n".join(lines)
+
+
+def architectures(document: Document) -> str:
+    """Condition numbers and widths by kind of layer, and the time of each step."""
+    texts = []
+    for net, result in document.items():
+        if net == "provenance" or "components" not in result:
+            continue
+        keys = list(result["components"][0])
+        body = [[str(row[key]) for key in keys] for row in result["components"]]
+        times = "; ".join(f"{step} {seconds:g} s" for step, seconds in result["seconds"].items())
+        sizes = "; ".join(f"{plan} {size:,} bytes" for plan, size in result["bytes"].items())
+        texts.append(f"**{net}**: {sizes}.\n\n{markdown([key.replace('_', ' ') for key in keys], body)}\n\n{times}.")
+    return "\n\n".join(texts)
