@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from geoquant.allocation import Problem, Solution, Solver
+from geoquant.allocation import Problem, Solution, Solver, solve
 from geoquant.errors import BudgetError
 
 
@@ -54,6 +54,14 @@ def check_solver(solver: Solver, problem: Problem, best: float | None = None) ->
         assert solution.lower_bound <= best + slack, f"the bound is no bound: {solution.lower_bound} > {best}"
         assert solution.objective >= best - slack
     return solution
+
+
+def check_against_exact(solution: Solution, problem: Problem) -> None:
+    """No bound is above what another solver reached: this one's and the exact solver's against each other."""
+    exact = solve(problem)
+    slack = rounding_of(problem, solution.selection) + rounding_of(problem, exact.selection)
+    assert solution.lower_bound <= exact.objective + slack
+    assert exact.lower_bound <= solution.objective + slack
 
 
 def _check_refusal(problem: Problem, message: str, best: float | None) -> None:

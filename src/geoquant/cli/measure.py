@@ -67,7 +67,7 @@ LatencyFile = Annotated[
     Path | None,
     typer.Option("--latency-table", help='JSON with measured times: {"milliseconds": {LAYER: {GRID: TIME}}}.'),
 ]
-Solver = Annotated[str, typer.Option(help="milp (exact), greedy, proportional, gradient, uniform.")]
+Solver = Annotated[str, typer.Option(help="milp (exact), greedy, proportional, gradient, uniform, random_search.")]
 Objective = Annotated[str, typer.Option(help="sum of the damages, or worst layer.")]
 Menu = Annotated[str | None, typer.Option(help="Only these widths or grids, such as 4,8.")]
 Lower = Annotated[list[str] | None, typer.Option(help="Least width, as NAME=BITS (`re:.*=3` for all; repeatable).")]

@@ -1,6 +1,7 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
 from geoquant.plan.budget import Budget
+from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
 from geoquant.plan.latency import LatencyTable
 from geoquant.plan.layout import (
     ARTIFACT_VERSION,
@@ -21,6 +22,7 @@ __all__ = [
     "ARTIFACT_VERSION",
     "METADATA_KEY",
     "Budget",
+    "CheapestPlan",
     "Entry",
     "Evidence",
     "LatencyTable",
@@ -29,6 +31,7 @@ __all__ = [
     "Request",
     "align",
     "allocate",
+    "allocate_cheapest",
     "artifact_bytes",
     "description",
     "diff_rows",

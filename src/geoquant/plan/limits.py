@@ -19,7 +19,7 @@ from geoquant.errors import BudgetError, PlanError
 from geoquant.grids import Grid
 from geoquant.models import Inventory
 from geoquant.plan.budget import Budget
-from geoquant.plan.latency import LatencyTable, nanoseconds
+from geoquant.plan.latency import NANOSECONDS, LatencyTable, nanoseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +50,22 @@ class Choices:
         return int(cost[np.arange(len(cost)), list(self.cheapest(cost))].sum())
 
 
-def linear_costs(inventory: Inventory, choices: Choices, budget: Budget, macs: tuple[int, ...]) -> tuple[Cost, ...]:
-    """Return a cost for each linear limit of `budget`.
+@dataclass(frozen=True, eq=False)
+class Limit:
+    """One linear budget, and how its whole numbers read in the caller's unit: ``base + cost × unit``."""
+
+    cost: Cost
+    unit: float
+    name: str
+    base: float = 0.0
+
+    def amount(self, cost: float) -> float:
+        """Return `cost` in the caller's unit."""
+        return self.base + cost * self.unit
+
+
+def linear_limits(inventory: Inventory, choices: Choices, budget: Budget, macs: tuple[int, ...]) -> tuple[Limit, ...]:
+    """Return the linear limits of `budget`.
 
     Args:
         inventory: the model's sites.
@@ -63,23 +77,25 @@ def linear_costs(inventory: Inventory, choices: Choices, budget: Budget, macs: t
         BudgetError: the smallest possible plan exceeds one of the limits, or a latency is missing.
         PlanError: multiplications were not counted.
     """
-    costs = []
+    limits = []
     if budget.average_bits is not None:
-        limit = math.floor(budget.average_bits * inventory.weights + 1e-6)
-        costs.append(Cost("bits", choices.bits, limit))
-        _check(choices, costs[-1], f"{budget.average_bits:g} average bits", 1 / inventory.weights, "average bits")
+        most = math.floor(budget.average_bits * inventory.weights + 1e-6)
+        limits.append(Limit(Cost("bits", choices.bits, most), 1 / inventory.weights, "average bits"))
+        _check(choices, limits[-1], budget.average_bits)
     if budget.bit_operations is not None:
         unit, table = operations(macs, choices.grids)
         unit *= Fraction(str(budget.activation_bits))  # numbers count as they are written
-        costs.append(Cost("bit-operations", table, math.floor(Fraction(str(budget.bit_operations)) / unit)))
-        _check(choices, costs[-1], f"{budget.bit_operations:.6g} bit-operations", float(unit), "bit-operations")
+        most = math.floor(Fraction(str(budget.bit_operations)) / unit)
+        limits.append(Limit(Cost("bit-operations", table, most), float(unit), "bit-operations"))
+        _check(choices, limits[-1], budget.bit_operations)
     if budget.latency is not None:
         assert budget.latency_table is not None
         base = budget.latency_table.base
-        limit = nanoseconds(budget.latency, up=False) - nanoseconds(base, up=True)
-        costs.append(Cost("nanoseconds", _times(inventory, choices, budget.latency_table), limit))
-        _check(choices, costs[-1], f"{budget.latency:g} ms", 1e-6, "ms", base)
-    return tuple(costs)
+        most = nanoseconds(budget.latency, up=False) - nanoseconds(base, up=True)
+        times = _times(inventory, choices, budget.latency_table)
+        limits.append(Limit(Cost("nanoseconds", times, most), 1 / NANOSECONDS, "ms", base))
+        _check(choices, limits[-1], budget.latency)
+    return tuple(limits)
 
 
 def operations(macs: tuple[int, ...], grids: tuple[Grid, ...]) -> tuple[Fraction, NDArray[np.int64]]:
@@ -107,14 +123,14 @@ def _times(inventory: Inventory, choices: Choices, table: LatencyTable) -> NDArr
     return times
 
 
-def _check(choices: Choices, cost: Cost, asked: str, unit: float, name: str, base: float = 0.0) -> None:
+def _check(choices: Choices, limit: Limit, asked: float) -> None:
     """Say what the smallest plan takes, in the unit that the caller used, where that is above the limit."""
-    smallest = choices.least(cost.table)
-    if smallest > cost.limit:
-        exact = smallest * unit + base
+    smallest = choices.least(limit.cost.table)
+    if smallest > limit.cost.limit:
+        exact = limit.amount(smallest)
         digits = 4 if exact < 1e6 else 0
         least = math.ceil(exact * 10**digits * (1 - 1e-12)) / 10**digits
         raise BudgetError(
-            f"a budget of {asked} is below the smallest possible plan, which takes {least:.10g} {name}; "
-            "raise the budget or allow narrower grids"
+            f"a budget of {asked:.10g} {limit.name} is below the smallest possible plan, which takes "
+            f"{least:.10g} {limit.name}; raise the budget or allow narrower grids"
         )

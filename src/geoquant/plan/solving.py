@@ -22,7 +22,7 @@ from geoquant.grids import Grid
 from geoquant.models import Inventory, Site, fused_groups, select
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes, least_bytes, site_entries
-from geoquant.plan.limits import Choices, linear_costs
+from geoquant.plan.limits import Choices, linear_limits
 from geoquant.plan.plan import Evidence, Objective, Optimality, Plan, Request
 from geoquant.plan.reasons import reasons
 from geoquant.sensitivity import DamageTable, Profile
@@ -64,7 +64,23 @@ def allocate(
         PlanError: the constraints ask for what was not measured.
         LayerNameError: a name or pattern matches nothing.
     """
-    request = Request(
+    request = make_request(budget, solver, objective, menu, lower, upper, fixed, fused)
+    table = profile.table(predictor)
+    return solve(profile.inventory, table, request, objective, profile.data, profile.seed, profile.macs)
+
+
+def make_request(
+    budget: Budget,
+    solver: str,
+    objective: Objective,
+    menu: Sequence[str | int] | None,
+    lower: float | Mapping[str, float] | None,
+    upper: float | Mapping[str, float] | None,
+    fixed: Mapping[str, str | int] | None,
+    fused: Sequence[str | Sequence[str]],
+) -> Request:
+    """Freeze the arguments of `allocate`."""
+    return Request(
         budget,
         solver,
         objective if isinstance(objective, str) else "custom",
@@ -74,8 +90,6 @@ def allocate(
         tuple((fixed or {}).items()),
         tuple(group if isinstance(group, str) else tuple(group) for group in fused),
     )
-    table = profile.table(predictor)
-    return solve(profile.inventory, table, request, objective, profile.data, profile.seed, profile.macs)
 
 
 def resolve(plan: Plan, budget: Budget, objective: Objective | None = None, **changes: Any) -> Plan:
@@ -110,7 +124,7 @@ def solve(
 ) -> Plan:
     """Solve one request on one damage table."""
     choices = make_choices(inventory, table, request)
-    costs = linear_costs(inventory, choices, request.budget, macs)
+    costs = tuple(limit.cost for limit in linear_limits(inventory, choices, request.budget, macs))
     selection, optimality = _solve_within(inventory, choices, request, objective, costs)
     names = tuple(str(choices.grids[column]) for column in selection)
     why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
