@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -72,7 +72,11 @@ def allocate_cheapest(
         method: "exact", or "gradient" (projected gradient on fractional widths, rounded up).
         latency_table: times, to minimise latency.
         activation_bits: what an activation counts in bit-operations.
-        menu: as for `allocate`, and so are `lower`, `upper`, `fixed` and `fused`.
+        menu: allow only these widths or grids, as for `allocate`.
+        lower: least widths, likewise.
+        upper: largest widths.
+        fixed: grids or widths that layers must take.
+        fused: groups that share a grid.
 
     Raises:
         BudgetError: the tolerance is out of reach; says what the most exact plan comes to.
@@ -80,7 +84,7 @@ def allocate_cheapest(
     """
     if minimise not in ("average_bits", "bit_operations", "latency"):
         raise PlanError(f"minimise is {minimise!r}; use 'bit_operations', 'average_bits' or 'latency'")
-    limits = {minimise: NO_LIMIT * (1e12 if minimise == "bit_operations" else 1)}
+    limits: dict[str, Any] = {minimise: NO_LIMIT * (1e12 if minimise == "bit_operations" else 1)}
     budget = Budget(**limits, latency_table=latency_table, activation_bits=activation_bits)
     request = make_request(budget, "milp", "sum", menu, lower, upper, fixed, fused)
     table = profile.table(predictor)
@@ -88,7 +92,8 @@ def allocate_cheapest(
     (limit,) = linear_limits(profile.inventory, choices, budget, profile.macs)
     found = _solved(choices, limit.cost.table, damage, method)
     cost, bound = limit.amount(found.cost), limit.amount(found.lower_bound)
-    request = replace(request, budget=replace(budget, **{minimise: cost * (1 + 1e-12)}))
+    limits[minimise] = cost * (1 + 1e-12)
+    request = replace(request, budget=replace(budget, **limits))
     plan = solve(profile.inventory, table, request, "sum", profile.data, profile.seed, profile.macs)
     if method == "gradient" or _total(choices, plan) > damage:
         plan = _with(plan, choices, found)
