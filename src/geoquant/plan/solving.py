@@ -125,7 +125,7 @@ def solve(
     """Solve one request on one damage table."""
     choices = make_choices(inventory, table, request)
     costs = tuple(limit.cost for limit in linear_limits(inventory, choices, request.budget, macs))
-    selection, optimality = _solve_within(inventory, choices, request, objective, costs)
+    selection, optimality = solve_choices(inventory, choices, request, objective, costs)
     names = tuple(str(choices.grids[column]) for column in selection)
     why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
     return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed, macs))
@@ -214,7 +214,7 @@ def _limits(value: float | Mapping[str, float] | None) -> tuple[tuple[str, float
     return (("re:.*", float(value)),) if isinstance(value, int | float) else tuple(value.items())
 
 
-def _solve_within(
+def solve_choices(
     inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
 ) -> tuple[tuple[int, ...], Optimality]:
     """Solve; with a byte budget, reserve for the header until the file fits."""

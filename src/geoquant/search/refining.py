@@ -1,0 +1,240 @@
+"""Can a plan be improved by trying other plans for real?
+
+A table of single moves leaves out how layers act together. So whole plans near the current one are deployed and
+measured by the divergence from the float model, which needs no labels. What was measured corrects the table
+(`geoquant.search.beliefs`); the exact solver then proposes the best plan within the budget that changes at most a
+few layers. It is accepted when its divergence falls by more than the noise of the paired difference, and the trust
+region grows; otherwise it shrinks. What is accepted was chosen on these very samples, so the final figure belongs to
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from geoquant import storage
+from geoquant.data import collect, fingerprint
+from geoquant.errors import FileFormatError, PlanError
+from geoquant.models import Forward
+from geoquant.plan import Plan
+from geoquant.plan.nearby import Neighbourhood
+from geoquant.progress import task
+from geoquant.search.beliefs import Beliefs, Columns, Floats, paired
+from geoquant.search.samples import Deploy, Divergence, pipeline
+
+STATE_VERSION = 1
+SMALLEST = 2
+"""Within a full budget a layer only gains bits when another one loses some."""
+DRAWS = 30
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One plan that was deployed and measured.
+
+    Attributes:
+        names: the grid of each site.
+        kl: divergence from the float model, nats per prediction.
+        change: the same minus the plan's that was current then; negative is better.
+        stderr: of that change; samples are paired.
+        radius: how many sites or fused groups were allowed to change.
+        accepted: whether it became the current plan.
+    """
+
+    names: tuple[str, ...]
+    kl: float
+    change: float
+    stderr: float
+    radius: int
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The best plan found, and how.
+
+    Attributes:
+        plan: with the corrected table as its evidence, and a proven bound of its own sum of that table.
+        trace: every evaluation in order, the plan to start from first.
+        stopped: why it ended.
+    """
+
+    plan: Plan
+    trace: tuple[Evaluated, ...]
+    stopped: str
+
+    @property
+    def kl(self) -> float:
+        """Divergence of the plan on the samples that chose it."""
+        return next(step.kl for step in reversed(self.trace) if step.accepted)
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.trace)} plans evaluated, {sum(step.accepted for step in self.trace) - 1} accepted: divergence "
+            f"{self.trace[0].kl:.4g} -> {self.kl:.4g} nats on the samples that chose ({self.stopped})"
+        )
+
+
+def refine(
+    model: nn.Module,
+    plan: Plan,
+    batches: Iterable[Any],
+    *,
+    deploy: Deploy | None = None,
+    evaluations: int = 40,
+    radius: int | None = None,
+    state: Path | str | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Refined:
+    """Improve a solved plan by real evaluations, within its own request.
+
+    Args:
+        model: the float model; it stays as it is.
+        plan: with evidence; its budget, menu, widths, fixed and fused layers are kept.
+        batches: what the divergence is measured on; no labels needed.
+        deploy: from a plan to a quantized model; nearest rounding when None (see `geoquant.search.pipeline`).
+        evaluations: how many plans may be deployed, the first one included, earlier runs from `state` included too.
+        radius: how many layers the first proposal may change; a quarter of them when None.
+        state: a JSON file, written after every evaluation; a run that finds it there goes on from it.
+        forward: how to call the model.
+        seed: of the draws that are made where the best guess was tried already.
+
+    Raises:
+        PlanError: the plan has no evidence, or `state` belongs to another run.
+        DataError: the batches are empty or not finite.
+        FileFormatError: `state` is damaged.
+    """
+    if evaluations < 1:
+        raise PlanError(f"evaluations={evaluations} leaves nothing to do; allow at least 1")
+    near = Neighbourhood(plan)
+    near.evidence  # noqa: B018  says so when there is none
+    data = collect(batches)
+    first = max(SMALLEST, len(near.columns) // 4) if radius is None else radius
+    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first))
+    run = _Run(near, Divergence(model, data, forward), deploy or pipeline(model), record, first, seed)
+    return run.go(evaluations)
+
+
+def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int) -> str:
+    """Identify a run by everything that its decisions follow from, but the deployment."""
+    return storage.digest({"plan": plan.to_json(), "data": fingerprint(data), "seed": seed, "radius": radius})
+
+
+class _Run:
+    """The trust region; all decisions follow from the evaluations, so a resumed run repeats the earlier ones."""
+
+    def __init__(
+        self, near: Neighbourhood, divergence: Divergence, deploy: Deploy, record: _Record, radius: int, seed: int
+    ) -> None:
+        self._near, self._divergence, self._deploy, self._record = near, divergence, deploy, record
+        self._radius, self._seed = max(radius, 1), seed
+        self._current = near.columns
+        self._values = self._evaluate(near.columns)
+        self._first = self._values
+        self._trace = [self._entry(near.columns, self._values, 0.0, 0.0, True)]
+        self._beliefs = Beliefs.of(near.choices.damage, near.columns, self._trace[0].kl)
+
+    def go(self, evaluations: int) -> Refined:
+        stopped = "all evaluations spent"
+        with task("refining the plan", evaluations) as advance:
+            advance()
+            while len(self._trace) < evaluations:
+                proposal = self._propose()
+                if proposal is None:
+                    stopped = "no plan near by is left to try"
+                    break
+                self._step(proposal)
+                advance()
+        plan = self._near.weighed(self._current, self._beliefs.mean(), f"{self._near.evidence.table.predictor}_refined")
+        return Refined(plan, tuple(self._trace), stopped)
+
+    def _propose(self) -> Columns | None:
+        """Return the plan that should be best near the current one; where that was tried, one that might be."""
+        seen = {self._near.columns, *self._beliefs.plans}
+        for draw in range(DRAWS):
+            generator = np.random.default_rng([self._seed, len(self._trace), draw])
+            damage = self._beliefs.mean() if draw == 0 else self._beliefs.draw(generator)
+            found = self._near.best(damage, self._current, self._radius)
+            if found is not None and found[0] not in seen:
+                return found[0]
+            if draw and draw % 10 == 0:
+                self._radius = min(self._radius + 1, len(self._current))
+        return None
+
+    def _step(self, proposal: Columns) -> None:
+        values = self._evaluate(proposal)
+        weights = self._divergence.weights
+        change, stderr = paired(values, self._values, weights)
+        accepted = change < -stderr
+        self._trace.append(self._entry(proposal, values, change, stderr, accepted))
+        self._beliefs = self._beliefs.after(proposal, *paired(values, self._first, weights))
+        if accepted:
+            self._current, self._values = proposal, values
+            self._radius = min(2 * self._radius, len(proposal))
+        else:
+            self._radius = max(SMALLEST, self._radius // 2)
+
+    def _entry(self, columns: Columns, values: Floats, change: float, stderr: float, accepted: bool) -> Evaluated:
+        kl = float(np.average(values, weights=self._divergence.weights))
+        return Evaluated(self._near.bare(columns).names, kl, change, stderr, self._radius, accepted)
+
+    def _evaluate(self, columns: Columns) -> Floats:
+        plan = self._near.bare(columns)
+        known = self._record.find(plan.names)
+        if known is None:
+            known = self._divergence.of(self._deploy(plan))
+            self._record.add(plan.names, known)
+        return known
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the state file holds."""
+
+    key: str
+    names: tuple[tuple[str, ...], ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+_ADAPTER = TypeAdapter(_Saved)
+
+
+class _Record:
+    """Evaluations so far, on disk after every one of them where there is a file."""
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self._path, self._key = path, key
+        self._values: dict[tuple[str, ...], Floats] = {}
+        if path is not None and path.exists():
+            self._load(path)
+
+    def find(self, names: tuple[str, ...]) -> Floats | None:
+        return self._values.get(names)
+
+    def add(self, names: tuple[str, ...], values: Floats) -> None:
+        self._values[names] = values
+        if self._path is not None:
+            rows = tuple(tuple(row.tolist()) for row in self._values.values())
+            saved = _Saved(self._key, tuple(self._values), rows)
+            storage.write_document(self._path, "refinement", STATE_VERSION, _ADAPTER.dump_python(saved, mode="json"))
+
+    def _load(self, path: Path) -> None:
+        _, content = storage.read_document(path, "refinement", STATE_VERSION)
+        try:
+            saved = _ADAPTER.validate_python(content)
+        except ValidationError as error:
+            raise FileFormatError(f"{path} does not hold a refinement: {error.errors()[0]['msg']}") from error
+        if saved.key != self._key:
+            raise PlanError(
+                f"{path} belongs to the refinement of another plan, or on other data; give another file or remove it"
+            )
+        for names, values in zip(saved.names, saved.values, strict=True):
+            self._values[names] = np.array(values)
