@@ -4,7 +4,7 @@ import geoquant as gq
 
 profile = gq.profile(model, calibration)                # what each (layer, grid) choice costs
 plan = gq.allocate(profile, gq.Budget(average_bits=3))  # exact; scales and zero points counted
-gq.quantize_(model, plan)
+gq.quantize_(model, plan, calibration)                  # GPTQ on real inputs, norms corrected on the way
 gq.save(model, plan, "model-w3")                        # bytes on disk = plan.bytes
 model = gq.load("model-w3", fresh_model)                # logits bit-identical
 """

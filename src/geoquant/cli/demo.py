@@ -21,11 +21,12 @@ from geoquant.models.zoo import digits_cnn
 from geoquant.plan import Budget, Plan, align, allocate, uniform_plan
 from geoquant.quantize import quantize_
 from geoquant.report import Point, comparison_plans, measure_point, sweep, write_report
-from geoquant.sensitivity import PREDICTORS, Profile, profile
+from geoquant.sensitivity import Profile, profile
 from geoquant.training import fit_classifier_
 
 WIDTHS = (2, 3, 4)
 EPOCHS = 8
+COMPARED = ("one_layer_kl", "weight_error", "hawq_v2", "condition_number")
 
 
 def train_digits(seed: int) -> nn.Module:
@@ -85,18 +86,19 @@ def demo_command(
         images = digits("train")
         calibration = images.batches(128, limit=256, seed=seed, normalize="dataset")
         test = digits("test").batches(256, normalize="dataset")
-        say("profiling every layer at every width by every predictor, and the geometry of the loss")
-        names = ["one_layer_kl", *(name for name in PREDICTORS if name != "one_layer_kl")]
-        measured = profile(model, calibration, predictors=names, seed=seed, geometry=True)
+        say(f"profiling every layer at every width by {len(COMPARED)} predictors, and the geometry of the loss")
+        measured = profile(model, calibration, predictors=COMPARED, seed=seed, geometry=True)
         say("allocating, quantizing and evaluating")
         pairs = plans_at_equal_bytes(measured)
-        points = sweep(model, pairs, test)
+        deployed = {("geoquant + GPTQ", label): plan for (name, label), plan in pairs.items() if name == "geoquant"}
+        points = sweep(model, pairs, test) + sweep(model, deployed, test, calibration=calibration)
         everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
         float_point = measure_point(model, None, test, "float", "float32")
         chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
         falls = waterfalls(model, chosen, calibration[0], 4)
         measured.save(output)
-        size = _quantize_and_save(model, chosen[1], output, test[0][0])
+        quantize_(model, chosen[1], calibration, seed=seed)
+        size = saved_and_reloaded(model, chosen[1], output / "w3", test[0][0])
         page = write_report(
             output / "report.html",
             "geoquant demo: digits",
@@ -115,8 +117,3 @@ def demo_command(
         f"bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
     )
     show(text, document, as_json)
-
-
-def _quantize_and_save(model: nn.Module, plan: Plan, output: Path, batch: Tensor) -> int:
-    quantize_(model, plan)
-    return saved_and_reloaded(model, plan, output / "w3", batch)

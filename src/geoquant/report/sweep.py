@@ -53,14 +53,16 @@ def measure_point(
     label: str,
     forward: Forward | None = None,
     reference: Sequence[Tensor] | None = None,
+    calibration: Sequence[Any] | None = None,
 ) -> Point:
     """Quantize a copy of `model` by `plan` and evaluate it; None stands for the float model, stored in fp32.
 
-    `reference` holds the float model's logits where they are known already.
+    `reference` holds the float model's logits where they are known already. With `calibration` the plan is carried
+    out as `quantize_` does with data, without it by rounding to nearest.
     """
     batches = list(batches)
     stored = uniform_plan(model, "fp32") if plan is None else plan
-    quantized = model if plan is None else quantize(model, plan)
+    quantized = model if plan is None else quantize(model, plan, calibration, forward=forward)
     known = logits(model, batches, forward) if reference is None else reference
     result = evaluate(quantized, batches, forward, known)
     assert result.kl is not None  # a reference was given
@@ -72,8 +74,9 @@ def sweep(
     plans: Mapping[tuple[str, str], Plan],
     batches: Iterable[Any],
     forward: Forward | None = None,
+    calibration: Sequence[Any] | None = None,
 ) -> tuple[Point, ...]:
-    """Evaluate every plan; keys are (method, label). Equal plans are evaluated once."""
+    """Evaluate every plan as `measure_point` does; keys are (method, label). Equal plans are evaluated once."""
     batches = list(batches)
     reference = logits(model, batches, forward)
     known: dict[tuple[str, ...], Point] = {}
@@ -81,7 +84,7 @@ def sweep(
     with task("evaluating plans", len(plans)) as advance:
         for (method, label), plan in plans.items():
             if plan.names not in known:
-                known[plan.names] = measure_point(model, plan, batches, method, label, forward, reference)
+                known[plan.names] = measure_point(model, plan, batches, method, label, forward, reference, calibration)
             points.append(Point(**{**vars(known[plan.names]), "method": method, "label": label}))
             advance()
     return tuple(points)
