@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geoquant.errors import FileFormatError, GridError, OutputError, WeightsError
-from geoquant.grids import Grid, QuantizedMatrix
+from geoquant.grids import ActivationGrid, ActivationScale, Grid, QuantizedMatrix
 from geoquant.models import Inventory, Site, apply_folds_, other_tensors, take_inventory
-from geoquant.plan import ARTIFACT_VERSION, METADATA_KEY, Plan, description, metadata
+from geoquant.plan import ARTIFACT_VERSION, METADATA_KEY, SCALES, ZEROS, Plan, activation_tensors, description, metadata
 from geoquant.quantize import QuantizedState, attach_, quantized_state
 from geoquant.storage import Json, atomic_path, canonical
 
@@ -44,7 +44,7 @@ def save(model: nn.Module, plan: Plan, folder: Path | str) -> Path:
     state.plan.inventory.check_same_layout(plan.inventory)
     tensors = _packed(model, state)
     grids = [state.matrices[site.parameter].grid for site in plan.inventory.sites]
-    described = description(plan.inventory, grids)
+    described = description(plan.inventory, grids, state.plan.activations)
     header = metadata(described, checksum(described, tensors))
     target = Path(folder) / WEIGHTS_FILE
     with atomic_path(target) as weights:
@@ -64,6 +64,10 @@ def _packed(model: nn.Module, state: QuantizedState) -> dict[str, Tensor]:
             tensors[f"{site.parameter}.{suffix}"] = part.contiguous()
     for name, tensor in other_tensors(model, state.plan.inventory.sites).items():
         tensors[name] = tensor.detach().cpu().contiguous().clone()
+    static = [state.scales[name] for name, grid in state.plan.activation_grids.items() if not grid.dynamic]
+    if static:
+        tensors[SCALES] = torch.tensor([each.scale for each in static])
+        tensors[ZEROS] = torch.tensor([each.zero for each in static], dtype=torch.int32)
     return tensors
 
 
@@ -85,12 +89,14 @@ class Artifact:
         shapes: shape of each weight before it was packed.
         folds: (layer, batch norm) pairs to fold into a fresh model first.
         tensors: everything stored, by name.
+        activations: (activation site, grid) pairs.
     """
 
     grids: dict[str, Grid]
     shapes: dict[str, tuple[int, ...]]
     folds: tuple[tuple[str, str], ...]
     tensors: dict[str, Tensor]
+    activations: tuple[tuple[str, str], ...] = ()
 
 
 def read_artifact(path: Path | str) -> Artifact:
@@ -123,12 +129,15 @@ def _parse(path: Path, text: str, tensors: dict[str, Tensor]) -> Artifact:
         grids = {name: Grid.parse(entry[0]) for name, entry in document["sites"].items()}
         shapes = {name: tuple(int(n) for n in entry[1]) for name, entry in document["sites"].items()}
         folds = tuple((str(a), str(b)) for a, b in document.get("folds", []))
+        activations = tuple(
+            (str(name), str(ActivationGrid.parse(grid))) for name, grid in document.get("activations", [])
+        )
         stated = document.pop("sha256")
-    except (KeyError, IndexError, TypeError, AttributeError, json.JSONDecodeError, GridError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, json.JSONDecodeError, GridError) as error:
         raise FileFormatError(f"{path} has a damaged geoquant header ({error}); save the model again") from error
     if stated != checksum(document, tensors):
         raise FileFormatError(f"{path} was changed after it was saved (its checksum does not match); save it again")
-    return Artifact(grids, shapes, folds, tensors)
+    return Artifact(grids, shapes, folds, tensors, activations)
 
 
 def load(path: Path | str, model: Model) -> Model:
@@ -152,12 +161,21 @@ def load(path: Path | str, model: Model) -> Model:
     inventory = take_inventory(model)
     _check_fit(artifact, model, inventory)
     matrices = {site.parameter: _unpack(site, artifact) for site in inventory.sites}
-    plan = Plan(inventory, tuple(str(artifact.grids[site.parameter]) for site in inventory.sites))
+    names = tuple(str(artifact.grids[site.parameter]) for site in inventory.sites)
+    plan = Plan(inventory, names, activations=artifact.activations)
     with torch.no_grad():
         for name, tensor in other_tensors(model, inventory.sites).items():
             tensor.copy_(artifact.tensors[name])
-    attach_(model, QuantizedState(plan, matrices), inventory.sites)
+    attach_(model, QuantizedState(plan, matrices, scales=_scales(artifact, plan)), inventory.sites)
     return model
+
+
+def _scales(artifact: Artifact, plan: Plan) -> dict[str, ActivationScale]:
+    names = [name for name, grid in plan.activation_grids.items() if not grid.dynamic]
+    if not names:
+        return {}
+    pairs = zip(artifact.tensors[SCALES].tolist(), artifact.tensors[ZEROS].tolist(), strict=True)
+    return {name: ActivationScale(*pair) for name, pair in zip(names, pairs, strict=True)}
 
 
 def _unpack(site: Site, artifact: Artifact) -> QuantizedMatrix:
@@ -183,6 +201,7 @@ def _check_fit(artifact: Artifact, model: nn.Module, inventory: Inventory) -> No
         for site in inventory.sites
         for part in artifact.grids[site.parameter].stored(site.matrix_shape)
     }
+    expected |= {entry.name: entry.shape for entry in activation_tensors(artifact.activations)}
     expected |= {name: tuple(tensor.shape) for name, tensor in other_tensors(model, inventory.sites).items()}
     found = {name: tuple(tensor.shape) for name, tensor in artifact.tensors.items()}
     if expected != found:

@@ -26,7 +26,7 @@ from geoquant.geometry.model_geometry import InputRange, Missing, ModelGeometry,
 from geoquant.geometry.objective import Objective, make_objective
 from geoquant.geometry.operators import linear_map, spectral_norm, spectral_norm_bound
 from geoquant.geometry.quadratic import QuadraticForm, displacement_gram, quadratic_form
-from geoquant.geometry.ranges import ActivationRange, activation_ranges
+from geoquant.geometry.ranges import ActivationRange, activation_ranges, range_of
 from geoquant.geometry.spectrum import SpectralDensity, spectral_density, top_eigenvalues
 
 __all__ = [
@@ -70,6 +70,7 @@ __all__ = [
     "output_energy_sensitivity",
     "quadratic_curvature",
     "quadratic_form",
+    "range_of",
     "register_curvature",
     "register_lipschitz",
     "smoothed",

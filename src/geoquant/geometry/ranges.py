@@ -177,6 +177,26 @@ def activation_ranges(
     return {name: tally.result() for name, tally in tallies.items()}
 
 
+def range_of(tensors: Iterable[Tensor], name: str = "") -> ActivationRange:
+    """Return the range of tensors that are at hand; the first axis of each counts samples.
+
+    Args:
+        tensors: at least one, none of them empty.
+        name: of what they are inputs of, for the message.
+
+    Raises:
+        DataError: a value is not finite.
+
+    >>> import torch
+    >>> range_of([torch.tensor([1.0, 2.0]), torch.tensor([-1.0])]).highest
+    2.0
+    """
+    tally = _Tally()
+    for tensor in tensors:
+        tally.add(name, tensor.detach(), len(tensor) if tensor.dim() > 0 else 1)
+    return tally.result()
+
+
 @contextmanager
 def hooked(model: nn.Module, chosen: Sequence[str], side: Side, keep: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Hand, while open, the first real tensor that each chosen module takes in (or gives out) to `keep`."""

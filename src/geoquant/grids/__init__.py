@@ -12,6 +12,7 @@ Grids see a weight as a matrix (channels, fan_in) and know nothing of models. A 
 so `Grid.parse(name)` and `str(grid)` are inverse to each other, with defaults left out of the name.
 """
 
+from geoquant.grids.activation import RANGE_METHODS, ActivationGrid, ActivationScale
 from geoquant.grids.cost import Storage, StoredTensor
 from geoquant.grids.floats import Float
 from geoquant.grids.formats import FORMATS, Binary, Defaults, Integer, LevelSet, NumberFormat, Ternary, clip_limits
@@ -25,9 +26,12 @@ from geoquant.grids.ste import straight_through
 
 __all__ = [
     "FORMATS",
+    "RANGE_METHODS",
     "SCALE_DTYPES",
     "SCALINGS",
     "TRIT_BITS",
+    "ActivationGrid",
+    "ActivationScale",
     "Binary",
     "Defaults",
     "Float",

@@ -17,6 +17,7 @@ from geoquant.models.inventory import Inventory, TensorRecord, other_tensors, st
 from geoquant.models.loading import load_model, load_weights_, model_fingerprint
 from geoquant.models.lockstep import Arrival, walk_in_lockstep
 from geoquant.models.observation import Observation, observe
+from geoquant.models.operations import find_operations, is_traceable
 from geoquant.models.patches import has_patches, patches
 from geoquant.models.replay import Replay
 from geoquant.models.selection import fused_groups, select
@@ -34,6 +35,7 @@ __all__ = [
     "batch_size",
     "check_finite",
     "evaluating",
+    "find_operations",
     "find_sites",
     "fold_batch_norm",
     "fold_batch_norm_",
@@ -42,6 +44,7 @@ __all__ = [
     "get_weight",
     "has_patches",
     "inference",
+    "is_traceable",
     "load_model",
     "load_weights_",
     "logits_of",

@@ -1,5 +1,6 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
+from geoquant.plan.activations import SCALES, ZEROS, Activations, activation_entries, refusal
 from geoquant.plan.budget import Budget
 from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
 from geoquant.plan.latency import LatencyTable
@@ -7,6 +8,7 @@ from geoquant.plan.layout import (
     ARTIFACT_VERSION,
     METADATA_KEY,
     Entry,
+    activation_tensors,
     artifact_bytes,
     description,
     entries,
@@ -21,6 +23,9 @@ from geoquant.plan.text import align, diff_rows, diff_text, plan_text, summary
 __all__ = [
     "ARTIFACT_VERSION",
     "METADATA_KEY",
+    "SCALES",
+    "ZEROS",
+    "Activations",
     "Budget",
     "CheapestPlan",
     "Entry",
@@ -29,6 +34,8 @@ __all__ = [
     "Optimality",
     "Plan",
     "Request",
+    "activation_entries",
+    "activation_tensors",
     "align",
     "allocate",
     "allocate_cheapest",
@@ -40,6 +47,7 @@ __all__ = [
     "file_bytes",
     "metadata",
     "plan_text",
+    "refusal",
     "resolve",
     "site_entries",
     "summary",

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from geoquant.grids import Grid
 from geoquant.models import Inventory, Site
+from geoquant.plan.activations import SCALES, ZEROS, Entries, static_count
 from geoquant.storage import Json, canonical
 
-ARTIFACT_VERSION = 1
+# Version 2 has activation grids; files without any are of version 1, and older readers take them.
+ARTIFACT_VERSION = 2
 METADATA_KEY = "geoquant"
 
 # The library writes tensors in falling order of this list (its dtype enumeration), then by name.
@@ -70,15 +72,21 @@ def site_entries(site: Site, grid: Grid) -> tuple[Entry, ...]:
     )
 
 
-def entries(inventory: Inventory, grids: Sequence[Grid]) -> tuple[Entry, ...]:
+def activation_tensors(activations: Entries) -> tuple[Entry, ...]:
+    """List the tensors that hold the static scales of `activations`."""
+    count = static_count(activations)
+    return (Entry(SCALES, "F32", (count,)), Entry(ZEROS, "I32", (count,))) if count else ()
+
+
+def entries(inventory: Inventory, grids: Sequence[Grid], activations: Entries = ()) -> tuple[Entry, ...]:
     """List all tensors of the artifact."""
     parts = [entry for site, grid in zip(inventory.sites, grids, strict=True) for entry in site_entries(site, grid)]
     parts += [Entry(record.name, _CODES[record.dtype], record.shape) for record in inventory.others]
-    return tuple(parts)
+    return (*parts, *activation_tensors(activations))
 
 
-def description(inventory: Inventory, grids: Sequence[Grid]) -> Json:
-    """Return what the header says besides its checksum: format version, each site's grid, folded batch norms.
+def description(inventory: Inventory, grids: Sequence[Grid], activations: Entries = ()) -> Json:
+    """Return what the header says besides its checksum: format version, each site's grid, folded norms, activations.
 
     A site is listed as ``parameter: [grid, shape, view, *aliases]``, all that is needed to restore its weight.
     """
@@ -86,7 +94,9 @@ def description(inventory: Inventory, grids: Sequence[Grid]) -> Json:
         site.parameter: [str(grid), list(site.shape), site.view, *site.aliases]
         for site, grid in zip(inventory.sites, grids, strict=True)
     }
-    document: Json = {"version": ARTIFACT_VERSION, "sites": sites}
+    document: Json = {"version": ARTIFACT_VERSION if activations else 1, "sites": sites}
+    if activations:
+        document["activations"] = [list(pair) for pair in activations]
     if inventory.folds:
         document["folds"] = [list(pair) for pair in inventory.folds]
     return document
@@ -117,9 +127,10 @@ def file_bytes(tensors: Iterable[Entry], text: dict[str, str]) -> int:
     return 8 + 8 * math.ceil(length / 8) + offset
 
 
-def artifact_bytes(inventory: Inventory, grids: Sequence[Grid]) -> int:
+def artifact_bytes(inventory: Inventory, grids: Sequence[Grid], activations: Entries = ()) -> int:
     """Return the exact size of the artifact in bytes."""
-    return file_bytes(entries(inventory, grids), metadata(description(inventory, grids), "0" * 64))
+    text = metadata(description(inventory, grids, activations), "0" * 64)
+    return file_bytes(entries(inventory, grids, activations), text)
 
 
 def least_bytes(site: Site, grid: Grid) -> int:

@@ -8,7 +8,7 @@ That is enough to answer another budget without measuring again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from torch import nn
 
 from geoquant import storage
 from geoquant.errors import FileFormatError, LayerNameError, suggest
-from geoquant.grids import Grid, Storage
-from geoquant.models import Inventory, select, take_inventory
+from geoquant.grids import ActivationGrid, Grid, Storage
+from geoquant.models import Inventory, find_operations, select, take_inventory
+from geoquant.plan.activations import Activations, Entries, activation_entries
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes
 from geoquant.sensitivity import DamageTable
 
-# Version 2 may hold multiplications, and budgets of bit-operations and latency; version 1, which has none, is read too.
+# Version 2 may hold multiplications, budgets of bit-operations and latency, and activation grids; version 1, which has
+# none of them, is read too.
 PLAN_VERSION = 2
 
 Objective = str | Callable[[NDArray[np.float64]], float]
@@ -87,7 +89,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid for every quantizable site of one model.
+    """A grid for every quantizable site of one model, and for those of its activations that are quantized.
+
+    Attributes:
+        inventory: the model's sites.
+        names: the grid of each site, in their order.
+        evidence: where a solved plan comes from.
+        activations: (activation site, grid) pairs; empty where activations stay in float.
 
     >>> plan = uniform_plan(nn.Sequential(nn.Linear(8, 4, bias=False)), "int4:tensor")
     >>> plan.average_bits   # 32 weights at 4 bits and one fp16 scale: (128 + 16) / 32
@@ -99,11 +107,17 @@ class Plan:
     inventory: Inventory
     names: tuple[str, ...]
     evidence: Evidence | None = None
+    activations: Entries = ()
 
     @cached_property
     def grids(self) -> tuple[Grid, ...]:
         """The grid of each site, in the order of `inventory.sites`."""
         return tuple(Grid.parse(name) for name in self.names)
+
+    @cached_property
+    def activation_grids(self) -> dict[str, ActivationGrid]:
+        """The grid of each quantized activation, by name."""
+        return {name: ActivationGrid.parse(grid) for name, grid in self.activations}
 
     @cached_property
     def costs(self) -> tuple[Storage, ...]:
@@ -115,7 +129,7 @@ class Plan:
     @cached_property
     def bytes(self) -> int:
         """Exact size of the artifact on disk, header and unquantized tensors included."""
-        return artifact_bytes(self.inventory, self.grids)
+        return artifact_bytes(self.inventory, self.grids, self.activations)
 
     @property
     def average_bits(self) -> float:
@@ -150,6 +164,20 @@ class Plan:
         if name not in self.inventory.names:
             raise LayerNameError(f"the plan has no layer '{name}'{suggest(name, self.inventory.names)}")
         return self.grids[self.inventory.names.index(name)]
+
+    def with_activations(self, activations: Activations | None, model: nn.Module | None = None) -> Plan:
+        """Return the same plan with other activation grids.
+
+        Args:
+            activations: one grid for the inputs of all layers, a grid per name or pattern, or None for float.
+            model: needed to name additions, softmaxes and matrix products (see `find_operations`).
+
+        >>> plan = uniform_plan(nn.Sequential(nn.Linear(8, 4)), "int4").with_activations("int8:affine")
+        >>> plan.activations
+        (('0', 'int8:affine'),)
+        """
+        operations = () if model is None or not isinstance(activations, Mapping) else find_operations(model)
+        return replace(self, activations=activation_entries(self.inventory, activations, operations))
 
     @property
     def damages(self) -> tuple[float | None, ...]:
@@ -221,6 +249,7 @@ class Plan:
             raise FileFormatError(f"{path} does not hold a valid plan: {place}: {first['msg']}") from error
         if len(plan.grids) != len(plan.inventory.sites):
             raise FileFormatError(f"{path} names {len(plan.names)} grids for {len(plan.inventory.sites)} layers")
+        plan.activation_grids  # noqa: B018 (parsed once here, so that a wrong name is found on loading)
         return plan
 
     def __str__(self) -> str:
@@ -233,12 +262,19 @@ _ADAPTER = TypeAdapter(Plan)
 
 
 def uniform_plan(
-    model: nn.Module | Inventory, grid: str | Grid, exceptions: Mapping[str, str | Grid] | None = None
+    model: nn.Module | Inventory,
+    grid: str | Grid,
+    exceptions: Mapping[str, str | Grid] | None = None,
+    activations: Activations | None = None,
 ) -> Plan:
-    """Give every site the same grid, apart from `exceptions` (name or pattern → grid; later ones win)."""
+    """Give every site the same grid, apart from `exceptions` (name or pattern → grid; later ones win).
+
+    `activations` puts inputs on grids too (see `Plan.with_activations`).
+    """
     inventory = model if isinstance(model, Inventory) else take_inventory(model)
     chosen = dict.fromkeys(inventory.names, str(Grid.parse(str(grid))))
     for pattern, other in (exceptions or {}).items():
         for name in select(inventory.names, [pattern]):
             chosen[name] = str(Grid.parse(str(other)))
-    return Plan(inventory, tuple(chosen.values()))
+    plan = Plan(inventory, tuple(chosen.values()))
+    return plan.with_activations(activations, None if isinstance(model, Inventory) else model)

@@ -28,18 +28,31 @@ def align(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
 
 def plan_text(plan: Plan) -> str:
     """Return the plan as a table with totals and its optimality."""
-    rows = [("layer", "weights", "grid", "bits", "bytes", "damage")]
+    rows = [["layer", "weights", "grid", "bits", "bytes", "damage"]]
     for site, name, cost, damage in zip(plan.inventory.sites, plan.names, plan.costs, plan.damages, strict=True):
         shown = "" if damage is None else f"{damage:.2e}"
         bits = f"{cost.total_bits / site.weights:.2f}"
-        rows.append((site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", shown))
-    lines = [align(rows, (False, True, False, True, True, True)), "", summary(plan)]
+        rows.append([site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", shown])
+    if plan.activations:
+        _add_activations_(rows, plan)
+    lines = [align(rows, (False, True, False, True, True, True, False)[: len(rows[0])]), "", summary(plan)]
     return "\n".join(lines)
+
+
+def _add_activations_(rows: list[list[str]], plan: Plan) -> None:
+    """Add a column with the grid of each layer's input, and a row per operand of an operation."""
+    grids = dict(plan.activations)
+    rows[0].append("input")
+    for row, name in zip(rows[1:], plan.inventory.names, strict=True):
+        row.append(grids.pop(name, ""))
+    rows += [[name, "", "", "", "", "", grid] for name, grid in grids.items()]
 
 
 def summary(plan: Plan) -> str:
     """Return one line: size, average bits, and how good the plan is at its own objective."""
     text = f"{plan.average_bits:.4f} average bits, {plan.bytes:,} bytes on disk"
+    if plan.activations:
+        text += f", {len(plan.activations)} quantized activations"
     if plan.evidence is None:
         return text
     evidence = plan.evidence

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from geoquant.data import collect
 from geoquant.errors import PlanError
+from geoquant.geometry import range_of
+from geoquant.geometry.ranges import hooked
 from geoquant.grids import Grid, QuantizedMatrix
 from geoquant.models import (
     Arrival,
@@ -25,13 +27,16 @@ from geoquant.models import (
     Site,
     check_finite,
     get_weight,
+    inference,
     other_tensors,
+    predict,
     set_weight_,
     take_inventory,
     walk_in_lockstep,
 )
 from geoquant.plan import Plan
 from geoquant.progress import task
+from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, owners
 from geoquant.quantize.correction import (
     FloatRecord,
     correct_bias_,
@@ -75,7 +80,8 @@ def quantize_(
         seed: of every random draw.
 
     Raises:
-        PlanError: the plan belongs to another model, the model is quantized already, or calibration is missing.
+        PlanError: the plan belongs to another model, the model is quantized already, or calibration is missing (also:
+            for static activation ranges).
         DataError: the calibration set is empty or not finite.
         ModelError: a weight is NaN or Inf, or the model cannot be called.
         GridError: a grid cannot hold the weights.
@@ -87,9 +93,15 @@ def quantize_(
     plan.inventory.check_same_layout(inventory)
     check_finite(model)
     recipe = choose_recipe(effort, rounding, norms, refine, calibration is not None)
-    if calibration is None or not recipe.needs_data:
+    static = [name for name, grid in plan.activation_grids.items() if not grid.dynamic]
+    if calibration is None and static:
+        raise PlanError(
+            f"the input of '{static[0]}' has a static grid, whose range needs calibration batches; "
+            "give some, or make it dynamic"
+        )
+    if calibration is None or not (recipe.needs_data or static):
         matrices = _round_blindly(model, plan, recipe.method, seed)
-        attach_(model, QuantizedState(plan, matrices), inventory.sites)
+        attach_(model, QuantizedState(plan, matrices, in_float=left_in_float(model, plan, {})), inventory.sites)
         return model
     batches = collect(calibration)
     work = copy.deepcopy(model)
@@ -145,6 +157,7 @@ class _Walk:
         self._unseen: list[str] = []
         self._record = FloatRecord()
         self._reused: dict[int, Tensor] = {}
+        self._quantizers = install_(work, plan)
 
     def run(self, batches: Sequence[Any], forward: Forward | None) -> QuantizedState:
         """Round and correct everything; return codes of all sites."""
@@ -154,6 +167,8 @@ class _Walk:
         self._record = record_float(self._model, batches, names, forward)
         stations = [self._work.get_submodule(name) for name in self._record.order]
         self._reused = self._moments_of_reused(batches, forward)
+        self._fit_reused_(batches, forward)
+        stations = self._with_quantizers(stations)
         with task("quantizing", len(stations)) as advance:
 
             def act(station: nn.Module, arrivals: Sequence[Arrival]) -> None:
@@ -163,7 +178,9 @@ class _Walk:
             walk_in_lockstep(self._work, batches, stations, act, forward)
             for index in range(len(self._plan.grids)):
                 self._round(index, None)
-        return QuantizedState(self._plan, self._matrices, tuple(self._unseen))
+        scales = {name: each.scale for name, each in self._quantizers.items() if not each.grid.dynamic}
+        in_float = left_in_float(self._model, self._plan, self._quantizers)
+        return QuantizedState(self._plan, self._matrices, tuple(self._unseen), scales, in_float)
 
     def _moments_of_reused(self, batches: Sequence[Any], forward: Forward | None) -> dict[int, Tensor]:
         """Measure, in the float model, the inputs of weights that one forward multiplies more than once."""
@@ -181,7 +198,40 @@ class _Walk:
                     moments[index] = found
         return moments
 
+    def _with_quantizers(self, stations: Sequence[nn.Module]) -> list[nn.Module]:
+        """Put the quantizer of each input before its layer, those of operations last."""
+        left = {name: each for name, each in self._quantizers.items() if not each.grid.dynamic}
+        before: dict[nn.Module, list[nn.Module]] = {}
+        for site in self._plan.inventory.sites:
+            if site.name in left:
+                owner, _ = owners(self._work, site)[0]
+                before.setdefault(owner, []).append(left.pop(site.name))
+        ordered = [each for station in stations for each in (*before.pop(station, ()), station)]
+        return [*ordered, *(each for unvisited in before.values() for each in unvisited), *left.values()]
+
+    def _fit_reused_(self, batches: Sequence[Any], forward: Forward | None) -> None:
+        """Range, in the float model, the inputs of layers that one forward calls more than once."""
+        for site in self._plan.inventory.sites:
+            quantizer = self._quantizers.get(site.name)
+            names = [self._names[owner] for owner, _ in owners(self._work, site)]
+            calls = sum(self._record.calls.get(name, 0) for name in names)
+            if quantizer is None or quantizer.grid.dynamic or calls <= len(batches):
+                continue
+            seen: list[Tensor] = []
+            with inference(self._model), hooked(self._model, names, "inputs", lambda _, x: seen.append(x.clone())):  # noqa: B023
+                for batch in batches:
+                    predict(self._model, batch, forward)
+            quantizer.fit_(range_of(seen, site.name))
+
+    def _fit(self, quantizer: ActivationQuantizer, arrivals: Sequence[Arrival]) -> None:
+        tensors = [each for arrival in arrivals for each in arrival.args if each.is_floating_point() and each.numel()]
+        if quantizer.scale.scale == 0 and tensors:
+            quantizer.fit_(range_of(tensors, quantizer.name))
+
     def _visit(self, station: nn.Module, arrivals: Sequence[Arrival]) -> None:
+        if isinstance(station, ActivationQuantizer):
+            self._fit(station, arrivals)
+            return
         name = self._names[station]
         if is_stored_norm(station):
             if self._once(name, arrivals):

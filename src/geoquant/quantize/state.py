@@ -6,15 +6,16 @@ exporting read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from geoquant.errors import PlanError
-from geoquant.grids import QuantizedMatrix
+from geoquant.grids import ActivationScale, QuantizedMatrix
 from geoquant.models import Site, get_weight, set_weight_
 from geoquant.plan import Plan
+from geoquant.quantize.activations import install_
 
 _STATE = "_geoquant_state"
 
@@ -28,17 +29,22 @@ class QuantizedState:
         matrices: codes and scales of every site, by parameter name.
         unseen: sites that were rounded without their inputs although the rounding asked for them: embeddings, which
             multiply nothing, and weights that no calibration batch reached or that are read from outside their layer.
+        scales: static scales by activation site.
+        in_float: activations that stay in float although one may expect otherwise, each with its reason.
     """
 
     plan: Plan
     matrices: dict[str, QuantizedMatrix]
     unseen: tuple[str, ...] = ()
+    scales: dict[str, ActivationScale] = field(default_factory=dict)
+    in_float: tuple[str, ...] = ()
 
 
 def attach_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...]) -> None:
-    """Write the dequantized weights into `model` and let it remember their codes."""
+    """Write the dequantized weights into `model`, let it round its activations, and remember their codes and scales."""
     for site in sites:
         set_weight_(model, site, site.restore(state.matrices[site.parameter].dequantize()))
+    install_(model, state.plan, state.scales)
     object.__setattr__(model, _STATE, state)
 
 

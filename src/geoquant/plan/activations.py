@@ -1,0 +1,71 @@
+"""Which inputs does a plan put on a grid, and what does it store for them?
+
+Activation sites are the inputs of the model's layers, under the layers' names, and the operands of its additions,
+softmaxes and matrix products (`geoquant.models.find_operations`), under names such as ``layer1.0.add:0``. Static grids
+store one scale and one zero point each, together in two tensors; dynamic ones store nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from geoquant.errors import PlanError
+from geoquant.grids import ActivationGrid
+from geoquant.models import Inventory, Site, select
+
+SCALES, ZEROS = "geoquant:activation.scales", "geoquant:activation.zeros"  # no state-dict name holds a colon
+
+Activations = str | ActivationGrid | Mapping[str, str | ActivationGrid | None]
+Entries = tuple[tuple[str, str], ...]
+
+
+def activation_entries(inventory: Inventory, wanted: Activations | None, operations: Sequence[str] = ()) -> Entries:
+    """Return (activation site, grid) pairs in the order of sites, operations last.
+
+    Args:
+        inventory: the model's layers.
+        wanted: one grid for the inputs of every layer; or a grid per name or ``re:`` pattern of layers and
+            operations (later ones win, None and "none" leave out).
+        operations: names of operands that exist.
+
+    Raises:
+        PlanError: a named layer has no input that can be quantized.
+        LayerNameError: a name or pattern matches nothing.
+        GridError: there is no such grid.
+    """
+    if wanted is None:
+        return ()
+    refused = {site.name: why for site in inventory.sites if (why := refusal(site, inventory))}
+    names = [*inventory.names, *operations]
+    if not isinstance(wanted, Mapping):
+        wanted = dict.fromkeys((name for name in inventory.names if name not in refused), wanted)
+    chosen: dict[str, str] = {}
+    for pattern, grid in wanted.items():
+        for name in select(names, [pattern]):
+            if grid is None or str(grid) == "none":
+                chosen.pop(name, None)
+            elif name not in refused:
+                chosen[name] = str(ActivationGrid.parse(str(grid)))
+            elif name == pattern:
+                raise PlanError(f"the input of '{name}' cannot be quantized: {refused[name]}; leave it out")
+    return tuple((name, chosen[name]) for name in names if name in chosen)
+
+
+def refusal(site: Site, inventory: Inventory) -> str:
+    """Return why the input of `site` takes no grid; empty where it does."""
+    if site.kind == "embedding":
+        return "an embedding reads indices"
+    parent, _, last = site.parameter.removesuffix(".weight").rpartition(".")
+    attentions = {other.parameter.rpartition(".")[0] for other in inventory.sites if other.kind == "attention"}
+    if last == "out_proj" and parent in attentions:
+        return "torch's MultiheadAttention multiplies it inside one operation, where nothing can be put in between"
+    return ""
+
+
+def static_count(activations: Entries) -> int:
+    """Return the number of stored scales.
+
+    >>> static_count((("0", "int8"), ("2", "int8:token")))
+    1
+    """
+    return sum(not ActivationGrid.parse(grid).dynamic for _, grid in activations)
