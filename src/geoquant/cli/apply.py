@@ -46,7 +46,19 @@ from geoquant.cli.measure import (
     make_budget,
     measure,
     plan_document,
+    read_constraints,
     solve_plan,
+)
+from geoquant.cli.searching import (
+    CertifyImages,
+    CertifyOn,
+    MaxDrop,
+    RefinePlan,
+    SearchImages,
+    plan_within,
+    read_parts,
+    refine_plan,
+    within_document,
 )
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
@@ -81,6 +93,11 @@ def quantize_command(
         typer.Option(help="relative (correct batch norms and biases for what rounding moved) or none."),
     ] = None,
     refine: Annotated[str | None, typer.Option(help=f"Learn codes afterwards: none, {', '.join(REFINEMENTS)}.")] = None,
+    max_drop: MaxDrop = None,
+    search_images: SearchImages = 2048,
+    certify_images: CertifyImages = 8192,
+    certify_on: CertifyOn = "train",
+    evaluations: RefinePlan = None,
     images: Images = 512,
     batch_size: BatchSize = 128,
     grids: Grids = GRIDS,
@@ -105,26 +122,42 @@ def quantize_command(
     """
     net = read_model(model, weights, fold_batch_norm)
     limits = (average_bits, size, bit_operations, latency, latency_table)
-    budget = make_budget(*limits) if plan is None else None
+    budget = make_budget(*limits) if plan is None and max_drop is None else None
     if plan is None and data is None:
         raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
-    if plan is not None and any(limit is not None for limit in limits):
-        raise typer.BadParameter("give --plan or a budget, not both")
+    if sum((plan is not None, max_drop is not None, any(limit is not None for limit in limits))) > 1:
+        raise typer.BadParameter("give --plan or a budget or --max-drop, not several")
+    if evaluations is not None and (data is None or max_drop is not None):
+        raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
     chosen = None if plan is None else Plan.load(plan)
     batches = None if data is None else read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
+    more: dict[str, Any] = {}
     if chosen is None:
+        assert data is not None
         assert batches is not None
-        assert budget is not None
+        parts = None
+        if max_drop is not None:  # too little data should say so before minutes of work
+            wanted = (search_images, certify_images)
+            parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed)
         result = measure(net, batches, grids, predictors, only, exclude, seed)
-        chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse)
+        if max_drop is not None and parts is not None:
+            wishes = read_constraints(menu, lower, upper, fix, fuse)
+            found = plan_within(net, result, batches, parts, max_drop, recipe, wishes)
+            chosen, more = found.plan, within_document(found)
+        else:
+            assert budget is not None
+            chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse)
+    if evaluations is not None and batches is not None:
+        chosen = refine_plan(net, chosen, batches, evaluations, recipe, output)
     with progress.shown():
-        quantize_(net, chosen, batches, effort=effort, rounding=rounding, norms=norms, refine=refine, seed=seed)
+        quantize_(net, chosen, batches, **recipe)
     unseen = quantized_state(net).unseen
     if unseen:
         say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
     path = save(net, chosen, output)
     say(f"wrote {path}, {path.stat().st_size:,} bytes")
-    show(plan_text(chosen), plan_document(chosen, path), as_json)
+    show(plan_text(chosen), {**plan_document(chosen, path), **more}, as_json)
 
 
 @app.command("evaluate")

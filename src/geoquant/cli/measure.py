@@ -214,12 +214,21 @@ def solve_plan(
         predictor=predictor,
         solver=solver,
         objective=objective,
-        menu=None if menu is None else split(menu),
-        lower=_widths(lower),
-        upper=_widths(upper),
-        fixed=pairs(fix or [], "fixed grid"),
-        fused=[group if group.startswith("re:") else split(group) for group in fuse or []],
+        **read_constraints(menu, lower, upper, fix, fuse),
     )
+
+
+def read_constraints(
+    menu: str | None, lower: list[str] | None, upper: list[str] | None, fix: list[str] | None, fuse: list[str] | None
+) -> dict[str, Any]:
+    """Turn what the command line said into arguments of `allocate`."""
+    return {
+        "menu": None if menu is None else split(menu),
+        "lower": _widths(lower),
+        "upper": _widths(upper),
+        "fixed": pairs(fix or [], "fixed grid"),
+        "fused": [group if group.startswith("re:") else split(group) for group in fuse or []],
+    }
 
 
 def _widths(items: list[str] | None) -> dict[str, float] | None:

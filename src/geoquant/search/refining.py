@@ -91,6 +91,7 @@ def refine(
     evaluations: int = 40,
     radius: int | None = None,
     state: Path | str | None = None,
+    label: str = "",
     forward: Forward | None = None,
     seed: int = 0,
 ) -> Refined:
@@ -104,6 +105,7 @@ def refine(
         evaluations: how many plans may be deployed, the first one included, earlier runs from `state` included too.
         radius: how many layers the first proposal may change; a quarter of them when None.
         state: a JSON file, written after every evaluation; a run that finds it there goes on from it.
+        label: what `deploy` does, in words; a `state` of another label is refused.
         forward: how to call the model.
         seed: of the draws that are made where the best guess was tried already.
 
@@ -118,14 +120,15 @@ def refine(
     near.evidence  # noqa: B018  says so when there is none
     data = collect(batches)
     first = max(SMALLEST, len(near.columns) // 4) if radius is None else radius
-    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first))
+    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first, label))
     run = _Run(near, Divergence(model, data, forward), deploy or pipeline(model), record, first, seed)
     return run.go(evaluations)
 
 
-def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int) -> str:
-    """Identify a run by everything that its decisions follow from, but the deployment."""
-    return storage.digest({"plan": plan.to_json(), "data": fingerprint(data), "seed": seed, "radius": radius})
+def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int, label: str) -> str:
+    """Identify a run by everything that its decisions follow from; the deployment by its label."""
+    wish = {"seed": seed, "radius": radius, "label": label}
+    return storage.digest({"plan": plan.to_json(), "data": fingerprint(data), **wish})
 
 
 class _Run:
@@ -234,7 +237,8 @@ class _Record:
             raise FileFormatError(f"{path} does not hold a refinement: {error.errors()[0]['msg']}") from error
         if saved.key != self._key:
             raise PlanError(
-                f"{path} belongs to the refinement of another plan, or on other data; give another file or remove it"
+                f"{path} belongs to the refinement of another plan, other data or another pipeline; give another file "
+                "or remove it"
             )
         for names, values in zip(saved.names, saved.values, strict=True):
             self._values[names] = np.array(values)
