@@ -62,6 +62,12 @@ def refusal(site: Site, inventory: Inventory) -> str:
     return ""
 
 
+def activation_widths(inventory: Inventory, activations: Entries, otherwise: float) -> tuple[float, ...]:
+    """Return the bits of the inputs of each site; those that no grid is named for count `otherwise`."""
+    grids = dict(activations)
+    return tuple(ActivationGrid.parse(grids[n]).bits if n in grids else otherwise for n in inventory.names)
+
+
 def static_count(activations: Entries) -> int:
     """Return the number of stored scales.
 

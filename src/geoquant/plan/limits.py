@@ -18,6 +18,7 @@ from geoquant.allocation import Cost
 from geoquant.errors import BudgetError, PlanError
 from geoquant.grids import Grid
 from geoquant.models import Inventory
+from geoquant.plan.activations import Entries, activation_widths
 from geoquant.plan.budget import Budget
 from geoquant.plan.latency import NANOSECONDS, LatencyTable, nanoseconds
 
@@ -64,7 +65,9 @@ class Limit:
         return self.base + cost * self.unit
 
 
-def linear_limits(inventory: Inventory, choices: Choices, budget: Budget, macs: tuple[int, ...]) -> tuple[Limit, ...]:
+def linear_limits(
+    inventory: Inventory, choices: Choices, budget: Budget, macs: tuple[int, ...], activations: Entries = ()
+) -> tuple[Limit, ...]:
     """Return the linear limits of `budget`.
 
     Args:
@@ -72,6 +75,7 @@ def linear_limits(inventory: Inventory, choices: Choices, budget: Budget, macs: 
         choices: what is allowed.
         budget: the limits; bytes are passed over.
         macs: multiplications of each site for one sample; needed for bit-operations only.
+        activations: grids of inputs, which bit-operations count with their own bits.
 
     Raises:
         BudgetError: the smallest possible plan exceeds one of the limits, or a latency is missing.
@@ -83,8 +87,12 @@ def linear_limits(inventory: Inventory, choices: Choices, budget: Budget, macs: 
         limits.append(Limit(Cost("bits", choices.bits, most), 1 / inventory.weights, "average bits"))
         _check(choices, limits[-1], budget.average_bits)
     if budget.bit_operations is not None:
-        unit, table = operations(macs, choices.grids)
-        unit *= Fraction(str(budget.activation_bits))  # numbers count as they are written
+        widths = activation_widths(inventory, activations, budget.activation_bits)
+        exact = [Fraction(str(width)) for width in widths]  # numbers count as they are written
+        finest = math.lcm(*(width.denominator for width in exact))
+        counts = tuple(int(count * width * finest) for count, width in zip(macs, exact, strict=bool(macs)))
+        unit, table = operations(counts, choices.grids)
+        unit /= finest
         most = math.floor(Fraction(str(budget.bit_operations)) / unit)
         limits.append(Limit(Cost("bit-operations", table, most), float(unit), "bit-operations"))
         _check(choices, limits[-1], budget.bit_operations)

@@ -56,7 +56,9 @@ class Neighbourhood:
 
     @cached_property
     def _limits(self) -> tuple[Cost, ...]:
-        found = linear_limits(self.plan.inventory, self.choices, self.request.budget, self.evidence.macs)
+        found = linear_limits(
+            self.plan.inventory, self.choices, self.request.budget, self.evidence.macs, self.request.activations
+        )
         return tuple(limit.cost for limit in found)
 
     def best(

@@ -22,7 +22,7 @@ from geoquant import storage
 from geoquant.errors import FileFormatError, LayerNameError, suggest
 from geoquant.grids import ActivationGrid, Grid, Storage
 from geoquant.models import Inventory, find_operations, select, take_inventory
-from geoquant.plan.activations import Activations, Entries, activation_entries
+from geoquant.plan.activations import Activations, Entries, activation_entries, activation_widths
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes
 from geoquant.sensitivity import DamageTable
@@ -47,6 +47,7 @@ class Request:
         upper: largest width, likewise.
         fixed: grid or width that a site must take, per name or pattern.
         fused: names or patterns of sites that must share a grid.
+        activations: (activation site, grid) pairs, whose stored scales count.
     """
 
     budget: Budget
@@ -57,6 +58,7 @@ class Request:
     upper: tuple[tuple[str, float], ...] = ()
     fixed: tuple[tuple[str, str | int], ...] = ()
     fused: tuple[str | tuple[str, ...], ...] = ()
+    activations: Entries = ()
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,11 @@ class Plan:
         """Multiplications × weight bits × activation bits of one sample; None where they were not counted."""
         if self.evidence is None or not self.evidence.macs:
             return None
-        pairs = zip(self.evidence.macs, self.grids, strict=True)
-        return sum(count * grid.bits for count, grid in pairs) * self.evidence.request.budget.activation_bits
+        other = self.evidence.request.budget.activation_bits
+        widths = activation_widths(self.inventory, self.activations, other)
+        return sum(
+            count * grid.bits * width for count, grid, width in zip(self.evidence.macs, self.grids, widths, strict=True)
+        )
 
     @property
     def latency(self) -> float | None:
@@ -177,7 +182,11 @@ class Plan:
         (('0', 'int8:affine'),)
         """
         operations = () if model is None or not isinstance(activations, Mapping) else find_operations(model)
-        return replace(self, activations=activation_entries(self.inventory, activations, operations))
+        found = activation_entries(self.inventory, activations, operations)
+        evidence = self.evidence
+        if evidence is not None:
+            evidence = replace(evidence, request=replace(evidence.request, activations=found))
+        return replace(self, activations=found, evidence=evidence)
 
     @property
     def damages(self) -> tuple[float | None, ...]:

@@ -20,6 +20,7 @@ from geoquant.allocation import Objective as SolverObjective
 from geoquant.errors import BudgetError, PlanError, suggest
 from geoquant.grids import Grid
 from geoquant.models import Inventory, Site, fused_groups, select
+from geoquant.plan.activations import Activations, activation_entries
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes, least_bytes, site_entries
 from geoquant.plan.limits import Choices, linear_limits
@@ -42,6 +43,7 @@ def allocate(
     upper: float | Mapping[str, float] | None = None,
     fixed: Mapping[str, str | int] | None = None,
     fused: Sequence[str | Sequence[str]] = (),
+    activations: Activations | None = None,
 ) -> Plan:
     r"""Choose a grid for every site so that the predicted damage is least and the budget is kept.
 
@@ -58,6 +60,8 @@ def allocate(
         fixed: grid or width per name or pattern; ``"fp32"`` leaves a layer in float.
         fused: groups that share a grid: a list of names, or a pattern whose captured text names the group,
             such as ``r"re:(.*)\.(?:q|k|v)_proj"``.
+        activations: one activation grid for the inputs of every layer, or a grid per name or pattern. They are given,
+            not chosen; their stored scales count in a budget of bytes, their bits in one of bit-operations.
 
     Raises:
         BudgetError: no plan fits; says what the smallest possible one takes.
@@ -65,6 +69,7 @@ def allocate(
         LayerNameError: a name or pattern matches nothing.
     """
     request = make_request(budget, solver, objective, menu, lower, upper, fixed, fused)
+    request = replace(request, activations=activation_entries(profile.inventory, activations))
     table = profile.table(predictor)
     return solve(profile.inventory, table, request, objective, profile.data, profile.seed, profile.macs)
 
@@ -124,11 +129,11 @@ def solve(
 ) -> Plan:
     """Solve one request on one damage table."""
     choices = make_choices(inventory, table, request)
-    costs = tuple(limit.cost for limit in linear_limits(inventory, choices, request.budget, macs))
+    costs = tuple(limit.cost for limit in linear_limits(inventory, choices, request.budget, macs, request.activations))
     selection, optimality = solve_choices(inventory, choices, request, objective, costs)
     names = tuple(str(choices.grids[column]) for column in selection)
     why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
-    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed, macs))
+    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed, macs), request.activations)
 
 
 def make_choices(inventory: Inventory, table: DamageTable, request: Request) -> Choices:
@@ -223,7 +228,7 @@ def solve_choices(
         return _checked(solution, solution.lower_bound)
     least = np.array([[least_bytes(site, grid) for grid in choices.grids] for site in inventory.sites], np.int64)
     cheapest = choices.cheapest(least)
-    smallest = artifact_bytes(inventory, [choices.grids[column] for column in cheapest])
+    smallest = artifact_bytes(inventory, [choices.grids[column] for column in cheapest], request.activations)
     if smallest > request.budget.bytes:
         raise BudgetError(
             f"a budget of {request.budget.bytes:,} bytes is below the smallest possible plan, which takes "
@@ -237,7 +242,7 @@ def solve_choices(
     while True:
         limit = max(request.budget.bytes - reserve, int(least[rows, list(cheapest)].sum()))
         solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", least, limit)))
-        size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection])
+        size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection], request.activations)
         if size <= request.budget.bytes:
             return _checked(solution, bound)
         reserve += size - request.budget.bytes
@@ -255,7 +260,7 @@ def _header_slack(inventory: Inventory, choices: Choices, smallest: int) -> int:
         for site, row in zip(inventory.sites, choices.damage, strict=True)
     )
     digits = 0 if alike else 2 * (len(str(smallest)) - 1)
-    return 7 + digits * (len(inventory.others) + 3 * len(inventory.sites))
+    return 7 + digits * (len(inventory.others) + 3 * len(inventory.sites) + 2)  # two for scales of activations
 
 
 def _tensors(site: Site, grid: Grid) -> tuple[tuple[str, tuple[int, ...]], ...]:
