@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from geoquant import progress
+from geoquant.cli.activating import ActivationGrids, ActivationRange, read_activations, tell_what_stays, with_inputs
 from geoquant.cli.app import app
 from geoquant.cli.inputs import (
     AsJson,
@@ -62,6 +63,7 @@ from geoquant.cli.searching import (
 )
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
+from geoquant.models import take_inventory
 from geoquant.plan import Plan, plan_text
 from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
@@ -93,6 +95,8 @@ def quantize_command(
         typer.Option(help="relative (correct batch norms and biases for what rounding moved) or none."),
     ] = None,
     refine: Annotated[str | None, typer.Option(help=f"Learn codes afterwards: none, {', '.join(REFINEMENTS)}.")] = None,
+    activations: ActivationGrids = None,
+    activation_range: ActivationRange = None,
     max_drop: MaxDrop = None,
     search_images: SearchImages = 2048,
     certify_images: CertifyImages = 8192,
@@ -130,6 +134,7 @@ def quantize_command(
     if evaluations is not None and (data is None or max_drop is not None):
         raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
     chosen = None if plan is None else Plan.load(plan)
+    inputs = read_activations(net, take_inventory(net), activations, activation_range, max_drop)
     batches = None if data is None else read_batches(data, "train", normalize, weights, batch_size, images, seed)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
     more: dict[str, Any] = {}
@@ -147,7 +152,8 @@ def quantize_command(
             chosen, more = found.plan, within_document(found)
         else:
             assert budget is not None
-            chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse)
+            chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse, inputs)
+    chosen = with_inputs(chosen, inputs)
     if evaluations is not None and batches is not None:
         chosen = refine_plan(net, chosen, batches, evaluations, recipe, output)
     with progress.shown():
@@ -155,6 +161,7 @@ def quantize_command(
     unseen = quantized_state(net).unseen
     if unseen:
         say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
+    tell_what_stays(net)
     path = save(net, chosen, output)
     say(f"wrote {path}, {path.stat().st_size:,} bytes")
     show(plan_text(chosen), {**plan_document(chosen, path), **more}, as_json)

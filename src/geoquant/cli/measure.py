@@ -31,7 +31,7 @@ from geoquant.cli.inputs import (
 )
 from geoquant.geometry import geometry_cost
 from geoquant.models import inference, predict
-from geoquant.plan import Budget, LatencyTable, Plan, align, allocate, plan_text, summary
+from geoquant.plan import Activations, Budget, LatencyTable, Plan, align, allocate, plan_text, summary
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
     DEFAULT_PREDICTORS,
@@ -173,6 +173,7 @@ def plan_document(plan: Plan, path: Path | None = None) -> dict[str, Any]:
         "bit_operations": plan.bit_operations,
         "latency": plan.latency,
         "layers": dict(zip(plan.inventory.names, plan.names, strict=True)),
+        "activations": dict(plan.activations),
     }
     if plan.evidence is not None:
         document["optimality"] = vars(plan.evidence.optimality)
@@ -206,6 +207,7 @@ def solve_plan(
     upper: list[str] | None,
     fix: list[str] | None,
     fuse: list[str] | None,
+    activations: Activations | None = None,
 ) -> Plan:
     """Call `allocate` with what the command line said."""
     return allocate(
@@ -214,6 +216,7 @@ def solve_plan(
         predictor=predictor,
         solver=solver,
         objective=objective,
+        activations=activations,
         **read_constraints(menu, lower, upper, fix, fuse),
     )
 

@@ -1,6 +1,6 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
-from geoquant.plan.activations import SCALES, ZEROS, Activations, activation_entries, refusal
+from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries, refusal
 from geoquant.plan.budget import Budget
 from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
 from geoquant.plan.latency import LatencyTable
@@ -28,6 +28,7 @@ __all__ = [
     "Activations",
     "Budget",
     "CheapestPlan",
+    "Entries",
     "Entry",
     "Evidence",
     "LatencyTable",

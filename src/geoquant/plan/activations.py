@@ -15,8 +15,8 @@ from geoquant.models import Inventory, Site, select
 
 SCALES, ZEROS = "geoquant:activation.scales", "geoquant:activation.zeros"  # no state-dict name holds a colon
 
-Activations = str | ActivationGrid | Mapping[str, str | ActivationGrid | None]
 Entries = tuple[tuple[str, str], ...]
+Activations = str | ActivationGrid | Mapping[str, str | ActivationGrid | None] | Entries
 
 
 def activation_entries(inventory: Inventory, wanted: Activations | None, operations: Sequence[str] = ()) -> Entries:
@@ -25,7 +25,7 @@ def activation_entries(inventory: Inventory, wanted: Activations | None, operati
     Args:
         inventory: the model's layers.
         wanted: one grid for the inputs of every layer; or a grid per name or ``re:`` pattern of layers and
-            operations (later ones win, None and "none" leave out).
+            operations (later ones win, None and "none" leave out); or the pairs of another plan of this model.
         operations: names of operands that exist.
 
     Raises:
@@ -35,6 +35,9 @@ def activation_entries(inventory: Inventory, wanted: Activations | None, operati
     """
     if wanted is None:
         return ()
+    if isinstance(wanted, tuple):
+        select(inventory.names, [name for name, _ in wanted if ":" not in name])
+        return tuple((name, str(ActivationGrid.parse(grid))) for name, grid in wanted)
     refused = {site.name: why for site in inventory.sites if (why := refusal(site, inventory))}
     names = [*inventory.names, *operations]
     if not isinstance(wanted, Mapping):
