@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -128,6 +129,43 @@ def test_the_plan_is_the_best_of_all_within(measured: Profile, times: LatencyTab
         assert plan.evidence.optimality.lower_bound <= best + 1e-12
         assert total(plan) >= best - 1e-12
     assert total(gq.allocate(measured, budget, menu=GRIDS)) <= best * (1 + 1e-6) + 1e-12
+
+
+def test_no_delivered_plan_exceeds_any_of_its_budgets(measured: Profile, times: LatencyTable) -> None:
+    """Random tables, budgets of every kind and several at once, every solver; judged with exact numbers."""
+    delivered = 0
+    for number in range(240):
+        draw = np.random.default_rng([11, number])
+        damage = 10 ** draw.uniform(-6, 1, (3, len(GRIDS)))
+        table = replace(measured.tables[0], damage=tuple(map(tuple, damage.tolist())))
+        names = tuple(draw.choice(GRIDS, 3).tolist())
+        some = Plan(measured.inventory, names)
+        limits = {
+            "average_bits": some.average_bits,
+            "bytes": some.bytes,
+            "bit_operations": float(exact_operations(measured, names)) * 1.000001,
+            "latency": times.base
+            + sum(times.milliseconds(*pair) for pair in zip(some.bits, names, strict=True))
+            + 1e-6,
+        }
+        asked = draw.choice(list(limits), draw.integers(1, 5), replace=False).tolist()
+        budget = gq.Budget(**{name: limits[name] for name in asked}, latency_table=times)
+        profile = replace(measured, tables=(table,))
+        try:
+            plan = gq.allocate(profile, budget, solver=str(draw.choice(SOLVERS.names())), menu=GRIDS)
+        except BudgetError:
+            assert len(asked) > 1, "one budget that a plan meets was refused"
+            continue
+        delivered += 1
+        assert plan.evidence is not None
+        assert "average_bits" not in asked or plan.average_bits <= limits["average_bits"]
+        assert "bytes" not in asked or plan.bytes <= limits["bytes"]
+        assert "bit_operations" not in asked or exact_operations(measured, plan.names) <= limits["bit_operations"]
+        assert "latency" not in asked or plan.latency <= limits["latency"]
+        rows = np.arange(3)
+        other = damage[rows, [GRIDS.index(name) for name in names]].sum()
+        assert plan.evidence.optimality.lower_bound <= other * (1 + 1e-9), "the bound is above a plan that fits"
+    assert delivered >= 230
 
 
 def test_activation_bits_scale_the_count(measured: Profile) -> None:

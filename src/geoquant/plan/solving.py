@@ -239,13 +239,48 @@ def solve_choices(
     slack = _header_slack(inventory, choices, smallest)
     relaxed = Cost("bytes", least, request.budget.bytes - max(reserve - slack, 0))
     bound = _solve(inventory, choices, request, objective, (*costs, relaxed)).lower_bound
-    while True:
-        limit = max(request.budget.bytes - reserve, int(least[rows, list(cheapest)].sum()))
-        solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", least, limit)))
+    floor = int(least[rows, list(cheapest)].sum())
+    limit = floor + 1
+    while limit > floor:
+        limit = max(request.budget.bytes - reserve, floor)
+        try:
+            solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", least, limit)))
+        except BudgetError:  # the reserve was too large for what the other limits leave
+            break
         size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection], request.activations)
         if size <= request.budget.bytes:
             return _checked(solution, bound)
         reserve += size - request.budget.bytes
+    return _checked(_solve_by_likely_bytes(inventory, choices, request, objective, costs), bound)
+
+
+def _solve_by_likely_bytes(
+    inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
+) -> Solution:
+    """Solve with as many digits for every offset as the whole file has, where one digit each led nowhere.
+
+    Choices of more tensors (scales, zero points) then count what they add to the header.
+    """
+    assert request.budget.bytes is not None
+    digits = 2 * (len(str(request.budget.bytes)) - 1)
+    likely = np.array(
+        [
+            [least_bytes(site, grid) + digits * len(site_entries(site, grid)) for grid in choices.grids]
+            for site in inventory.sites
+        ],
+        np.int64,
+    )
+    smallest = choices.cheapest(likely)
+    real = artifact_bytes(inventory, [choices.grids[column] for column in smallest], request.activations)
+    floor = choices.least(likely)
+    limit = request.budget.bytes - (real - floor) + 8
+    while limit >= floor:
+        solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", likely, limit)))
+        grids = [choices.grids[column] for column in solution.selection]
+        if artifact_bytes(inventory, grids, request.activations) <= request.budget.bytes:
+            return solution
+        limit = min(limit, int(likely[np.arange(len(likely)), solution.selection].sum())) - 1
+    raise BudgetError(f"no plan was found within {request.budget} at once; raise one of the limits")
 
 
 def _header_slack(inventory: Inventory, choices: Choices, smallest: int) -> int:
