@@ -166,6 +166,23 @@ class ActivationGrid:
         """
         return self._onto(values, lambda x: (scale.scale, scale.zero))
 
+    def quantize_learnably(self, values: Tensor, scale: Tensor, zero: int = 0) -> Tensor:
+        """Return `values` on the grid of a scale that receives a gradient too (LSQ, Esser et al., arXiv:1902.08153).
+
+        Inside the range a scale moves the rounding error with it, outside the end level.
+
+        >>> grid, scale = ActivationGrid.parse("int2:affine"), torch.tensor(1.0, requires_grad=True)
+        >>> grid.quantize_learnably(torch.tensor([0.75, 9.0]), scale).sum().backward()
+        >>> scale.grad.item()  # (1 - 0.75) + 3
+        3.25
+        """
+        levels = self.format.levels
+        assert levels is not None
+        x = values.float() / scale + zero
+        held = x.clamp(float(levels[0]), float(levels[-1]))
+        level = held + (self.format.nearest(x.detach().clone()) - held).detach()
+        return ((level - zero) * scale).to(values.dtype)
+
     def quantize_dynamically(self, values: Tensor, by_sample: bool = False) -> Tensor:
         """Return `values` on a grid that covers what came.
 

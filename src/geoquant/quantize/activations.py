@@ -10,8 +10,10 @@ and named in `QuantizedState.in_float`: what torch computes inside one operation
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from geoquant.errors import ModelError
@@ -20,7 +22,7 @@ from geoquant.grids import ActivationGrid, ActivationScale
 from geoquant.models import Site, find_operations, is_traceable
 from geoquant.plan import Plan, refusal
 from geoquant.quantize.clipping import fit_scale
-from geoquant.quantize.intercept import watch_operations_
+from geoquant.quantize.intercept import rounders_of, watch_operations_
 
 NOT_SEEN = ActivationScale(0.0)
 
@@ -32,6 +34,7 @@ class ActivationQuantizer(nn.Module):
         grid: where to.
         scale: static scale; `NOT_SEEN` before calibration, where nothing arrived, or nothing but zeros.
         by_sample: whether a token is a whole sample, as for convolutions.
+        stretch: while the scale is being learned, what it moves by: scale · (1 + stretch). None otherwise.
 
     >>> quantizer = ActivationQuantizer(ActivationGrid.parse("int2:affine:dynamic"))
     >>> import torch
@@ -44,6 +47,7 @@ class ActivationQuantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.scale, self.by_sample, self.name = grid, scale, by_sample, name
+        self.stretch: nn.Parameter | None = None
 
     def forward(self, *values: Tensor) -> Any:
         """Return the rounded tensor, or a tuple of them; tensors of integers are returned as they came."""
@@ -55,7 +59,23 @@ class ActivationQuantizer(nn.Module):
             return values
         if self.grid.dynamic:
             return self.grid.quantize_dynamically(values, self.by_sample)
-        return values if self.scale.scale == 0 else self.grid.quantize(values, self.scale)
+        if self.scale.scale == 0:
+            return values
+        if self.stretch is not None:
+            return self.grid.quantize_learnably(values, self.scale.scale * (1 + self.stretch), self.scale.zero)
+        return self.grid.quantize(values, self.scale)
+
+    def start_learning_(self, device: torch.device) -> nn.Parameter | None:
+        """Make the scale learnable from now on; None where there is no static scale."""
+        if not self.grid.dynamic and self.scale.scale != 0:
+            self.stretch = nn.Parameter(torch.zeros((), device=device))
+        return self.stretch
+
+    def stop_learning_(self) -> None:
+        """Hold the scale where it is now, as a float32."""
+        if self.stretch is not None:
+            moved = self.scale.scale * (1 + self.stretch.detach().clamp(min=-0.9))
+            self.scale, self.stretch = replace(self.scale, scale=float(moved)), None
 
     def fit_(self, seen: ActivationRange) -> None:
         """Take the static scale that the grid's range method finds for the values `seen`."""
@@ -130,6 +150,16 @@ def install_(
         _check_known(model, operations)
         watch_operations_(model, operations)
     return found
+
+
+def quantizers_of(model: nn.Module) -> list[ActivationQuantizer]:
+    """Return the quantizers in the hooks of `model`, each once."""
+    found: dict[int, ActivationQuantizer] = {}
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            held = [hook.quantizer] if isinstance(hook, _InputHook | _AttentionHook) else rounders_of(hook)
+            found.update((id(each), each) for each in held if isinstance(each, ActivationQuantizer))
+    return list(found.values())
 
 
 def owners(model: nn.Module, site: Site) -> list[tuple[nn.Module, str]]:

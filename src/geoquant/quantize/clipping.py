@@ -79,7 +79,11 @@ _BINS = 4096
 
 
 def _uniform_bins(seen: ActivationRange, reach: float, one_sided: bool) -> tuple[Tensor, int]:
-    """Return counts in bins of equal width, and how many of them lie below zero."""
+    """Return counts in bins of equal width, and how many of them lie below zero.
+
+    Zeros, of which a ReLU gives many, are left out: every grid holds zero exactly, and their spike would be all that
+    a divergence of few levels sees.
+    """
     width = reach / _BINS
     low = math.ceil(-min(seen.lowest, 0.0) / width - 1e-9) if one_sided else _BINS
     high = math.ceil(max(seen.highest, 0.0) / width - 1e-9) if one_sided else _BINS
@@ -87,8 +91,9 @@ def _uniform_bins(seen: ActivationRange, reach: float, one_sided: bool) -> tuple
     shape = seen.histogram
     # Cumulative counts are linear inside the histogram's own bins.
     knots = torch.stack([shape.low, shape.high], 1).flatten()
-    sums = shape.counts.cumsum(0)
-    heights = torch.stack([sums - shape.counts, sums], 1).flatten()
+    counts = torch.where((shape.low == 0) | (shape.high == 0), 0.0, shape.counts)
+    sums = counts.cumsum(0)
+    heights = torch.stack([sums - counts, sums], 1).flatten()
     place = torch.searchsorted(knots, edges).clamp(1, len(knots) - 1)
     span = (knots[place] - knots[place - 1]).clamp(min=1e-300)
     share = ((edges - knots[place - 1]) / span).clamp(0, 1)

@@ -112,6 +112,11 @@ def watch_operations_(model: nn.Module, rounders: Rounders) -> None:
         module.register_forward_hook(_Leave(key), always_call=True)
 
 
+def rounders_of(hook: object) -> list[Callable[..., Any]]:
+    """Return the rounders that a hook of `watch_operations_` holds; none for any other hook."""
+    return list(hook.rounders.values()) if isinstance(hook, _Enter) else []
+
+
 def _computes_nothing(module: nn.Module) -> bool:
     """Whether a module computes no operation of interest itself: torch's own layers, softmax apart."""
     leaf = type(module).__module__.startswith("torch.nn") and not any(module.children())

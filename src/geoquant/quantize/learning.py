@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from geoquant.grids import SCALE_DTYPES, QuantizedMatrix, Scales, clip_limits
 from geoquant.models import Forward, Site, get_weight, predict, set_weight_
+from geoquant.quantize.activations import quantizers_of
 
 _MARGIN = 0.02  # how far, as a share of a cell, x starts from the cell's walls
 
@@ -95,6 +96,8 @@ def _into_cells(x: Tensor, level: Tensor, levels: Tensor) -> Tensor:
 class LearnedModel:
     """A model whose codes, scales and free parameters (norms, biases) can be trained without touching it.
 
+    Static scales of its activations are learned along; those it changes in place.
+
     Args:
         model: holds the starting codes and everything else.
         reference: the float model, for the weights that the codes stand for.
@@ -122,6 +125,10 @@ class LearnedModel:
         names = [*(site.parameter for site in self._sites), *free]
         self._before = {name: model.get_parameter(name).detach().clone() for name in names}
         self._free = {name: model.get_parameter(name).detach().clone().requires_grad_() for name in free}
+        self._inputs = [(each, each.scale) for each in quantizers_of(model)]
+        device = next(model.parameters()).device
+        started = [each.start_learning_(device) for each, _ in self._inputs]
+        self._input_stretches = [each for each in started if each is not None]
 
     def groups(self, codes: float, scales: float, free: float) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer, with learning rates per kind."""
@@ -129,7 +136,7 @@ class LearnedModel:
         stretches = [one.stretch for one in learned if one.stretch is not None]
         found = [
             {"params": [one.x for one in learned], "lr": codes},
-            {"params": stretches, "lr": scales},
+            {"params": [*stretches, *self._input_stretches], "lr": scales},
             {"params": list(self._free.values()), "lr": free},
         ]
         return [group for group in found if group["params"]]
@@ -153,6 +160,8 @@ class LearnedModel:
 
     def finish_(self) -> dict[str, QuantizedMatrix]:
         """Write what was learned into the model; return the learned sites' codes."""
+        for each, _ in self._inputs:
+            each.stop_learning_()
         finished = {name: learned.finish() for name, learned in self._learned.items()}
         for site in self._sites:
             set_weight_(self._model, site, site.restore(finished[site.parameter].dequantize()))
@@ -161,6 +170,8 @@ class LearnedModel:
 
     def restore_(self) -> None:
         """Put back what the model held before `finish_`."""
+        for each, scale in self._inputs:
+            each.scale = scale
         self._write_(self._before)
 
     @torch.no_grad()

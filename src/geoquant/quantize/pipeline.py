@@ -36,7 +36,7 @@ from geoquant.models import (
 )
 from geoquant.plan import Plan
 from geoquant.progress import task
-from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, owners
+from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, owners, quantizers_of
 from geoquant.quantize.correction import (
     FloatRecord,
     correct_bias_,
@@ -108,7 +108,8 @@ def quantize_(
     state = _Walk(model, work, plan, recipe, seed).run(batches, forward)
     if recipe.refinement is not None:
         matrices = recipe.refinement(model, work, inventory.sites, state.matrices, batches, forward, seed)
-        state = replace(state, matrices=matrices)
+        scales = {each.name: each.scale for each in quantizers_of(work) if not each.grid.dynamic}
+        state = replace(state, matrices=matrices, scales=scales)
     attach_(model, state, inventory.sites)
     _copy_others_(work, model, inventory.sites)
     return model
