@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from geoquant.errors import LayerNameError, ModelError, PlanError
 from geoquant.geometry import range_of
 from geoquant.grids import RANGE_METHODS, ActivationGrid
 from geoquant.models import find_operations, inference
-from geoquant.plan import Plan, uniform_plan
+from geoquant.plan import Plan, diff_text, uniform_plan
 from geoquant.quantize import BlockTuning, NetworkTuning, quantize, quantized_state
 from geoquant.quantize.activations import quantizers_of
 from geoquant.quantize.clipping import RANGES, fit_scale
@@ -301,6 +302,14 @@ def test_what_cannot_be_found_is_said() -> None:
     plan = Plan(uniform_plan(model, "int8").inventory, ("int8",), activations=(("add:0", "int8"),))
     with pytest.raises(ModelError, match="cannot be traced"):
         quantize(model, plan, [torch.randn(8, 4)])
+    before, dynamic = (
+        copy.deepcopy(model.state_dict()),
+        replace(plan, activations=(("layer", "int8:token"), ("add:0", "int8:token"))),
+    )
+    with pytest.raises(ModelError, match="cannot be traced"):
+        gq.quantize_(model, dynamic)
+    assert torch.equal(model.layer.weight, before["layer.weight"]), "an error leaves the model as it was"
+    assert not model.layer._forward_pre_hooks
 
 
 class Encoder(nn.Module):
@@ -370,6 +379,13 @@ def test_plans_keep_their_activations_and_show_them(tmp_path: object) -> None:
     assert "4 quantized activations" in lines[-1]
     assert "input" not in str(uniform_plan(model, "int4"))
     assert plan.with_activations(None) == uniform_plan(model, "int4")
+    difference = diff_text(plan, plan.with_activations({"block": "int8:affine", "head": "int8"})).splitlines()
+    assert difference[-4:] == [
+        "input  first              second",
+        "head   int4:affine:token  int8",
+        "add:0  int8:affine        float",
+        "add:1  int8:affine        float",
+    ]
 
 
 def test_plan_files_without_activations_stay_readable(tmp_path: object) -> None:

@@ -98,10 +98,23 @@ def diff_text(first: Plan, second: Plan) -> str:
     """Return the difference of two plans as a table; says so when there is none."""
     rows = diff_rows(first, second)
     head = f"first:  {summary(first)}\nsecond: {summary(second)}"
+    inputs = _diff_activations(first, second)
     if not rows:
-        return f"{head}\n\nno layer differs"
+        return f"{head}\n\n{inputs or 'no layer differs'}"
     table = [("layer", "weights", "first", "second", "bytes")]
     for row in rows:
         names = (str(row["layer"]), f"{row['weights']:,}", str(row["first"]), str(row["second"]))
         table.append((*names, f"{row['bytes']:+,}"))
-    return f"{head}\n\n{align(table, (False, True, False, False, True))}"
+    text = f"{head}\n\n{align(table, (False, True, False, False, True))}"
+    return f"{text}\n\n{inputs}" if inputs else text
+
+
+def _diff_activations(first: Plan, second: Plan) -> str:
+    """Return a table of the activations whose grids differ; empty where there is none."""
+    mine, other = dict(first.activations), dict(second.activations)
+    names = [name for name in {**mine, **other} if mine.get(name) != other.get(name)]
+    table = [
+        ("input", "first", "second"),
+        *((name, mine.get(name, "float"), other.get(name, "float")) for name in names),
+    ]
+    return align(table, (False, False, False)) if names else ""

@@ -1,6 +1,8 @@
 """Carrying out a plan on a model: rounding, norm correction, refinement, and what the model remembers of it."""
 
+from geoquant.quantize.activations import ActivationQuantizer, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
+from geoquant.quantize.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_
 from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
@@ -9,16 +11,21 @@ from geoquant.quantize.state import QuantizedState, attach_, is_quantized, quant
 __all__ = [
     "EFFORTS",
     "NORMS",
+    "RANGES",
     "REFINEMENTS",
+    "ActivationQuantizer",
     "BlockTuning",
     "NetworkTuning",
     "QuantizedState",
+    "RangeMethod",
     "Recipe",
     "Refinement",
     "attach_",
     "find_blocks",
+    "fit_scale",
     "is_quantized",
     "quantize",
     "quantize_",
     "quantized_state",
+    "quantizers_of",
 ]

@@ -9,7 +9,7 @@ and named in `QuantizedState.in_float`: what torch computes inside one operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -135,6 +135,7 @@ def install_(
     """
     scales = scales or {}
     sites = {site.name: site for site in plan.inventory.sites}
+    _check_known(model, [name for name in plan.activation_grids if name not in sites])
     found, operations = {}, {}
     for name, grid in plan.activation_grids.items():
         by_sample = name in sites and sites[name].kind.startswith("conv")
@@ -147,7 +148,6 @@ def install_(
         else:
             operations[name] = quantizer
     if operations:
-        _check_known(model, operations)
         watch_operations_(model, operations)
     return found
 
@@ -174,8 +174,8 @@ def _hook(owner: nn.Module, parameter: str, quantizer: ActivationQuantizer) -> C
     return _InputHook(quantizer)
 
 
-def _check_known(model: nn.Module, names: Iterable[str]) -> None:
-    missing = sorted(set(names) - set(find_operations(model)))
+def _check_known(model: nn.Module, names: Sequence[str]) -> None:
+    missing = sorted(set(names) - set(find_operations(model))) if names else []
     if missing:
         raise ModelError(
             f"the plan puts '{missing[0]}' on a grid, which this model does not compute or cannot be traced for; "

@@ -42,9 +42,9 @@ class QuantizedState:
 
 def attach_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...]) -> None:
     """Write the dequantized weights into `model`, let it round its activations, and remember their codes and scales."""
+    install_(model, state.plan, state.scales)
     for site in sites:
         set_weight_(model, site, site.restore(state.matrices[site.parameter].dequantize()))
-    install_(model, state.plan, state.scales)
     object.__setattr__(model, _STATE, state)
 
 
