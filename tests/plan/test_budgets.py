@@ -20,6 +20,7 @@ from geoquant.allocation import SOLVERS
 from geoquant.errors import BudgetError, FileFormatError, GridError, PlanError
 from geoquant.grids import Grid
 from geoquant.models import find_sites
+from geoquant.models.zoo import resnet20_cifar10
 from geoquant.plan import LatencyTable, Plan, summary
 from geoquant.sensitivity import Profile
 from geoquant.sensitivity.operations import multiplications
@@ -49,6 +50,12 @@ def test_multiplications_are_those_of_the_layers(measured: Profile) -> None:
     """Stem 64 positions × 9 × 8, block 64 × 72 × 8, head 8 × 5; for one sample, whatever the batch."""
     assert measured.macs == (64 * 72, 64 * 576, 40)
     assert multiplications(small_net(), find_sites(small_net()), small_batches(1, 5)[0]) == measured.macs
+
+
+def test_multiplications_of_the_published_resnet20() -> None:
+    """40.55 million, as the literature counts them."""
+    net = resnet20_cifar10().eval()
+    assert sum(multiplications(net, find_sites(net), torch.zeros(2, 3, 32, 32))) == 40_551_040
 
 
 def test_multiplications_of_attention_embeddings_and_grouped_convolutions() -> None:

@@ -3,7 +3,7 @@
 A table of single moves leaves out how layers act together. So whole plans near the current one are deployed and
 measured by the divergence from the float model, which needs no labels. What was measured corrects the table
 (`geoquant.search.beliefs`); the exact solver then proposes the best plan within the budget that changes at most a
-few layers. It is accepted when its divergence falls by more than the noise of the paired difference, and the trust
+few layers. It is accepted when its divergence falls by more than the noise of the paired difference; then the trust
 region grows; otherwise it shrinks. What is accepted was chosen on these very samples, so the final figure belongs to
 others.
 """
@@ -90,6 +90,7 @@ def refine(
     deploy: Deploy | None = None,
     evaluations: int = 40,
     radius: int | None = None,
+    margin: float = 2.0,
     state: Path | str | None = None,
     label: str = "",
     forward: Forward | None = None,
@@ -104,6 +105,8 @@ def refine(
         deploy: from a plan to a quantized model; nearest rounding when None (see `geoquant.search.pipeline`).
         evaluations: how many plans may be deployed, the first one included, earlier runs from `state` included too.
         radius: how many layers the first proposal may change; a quarter of them when None.
+        margin: a plan is accepted when its divergence falls by more than so many standard errors of the paired
+            difference. Many plans are tried, so at one standard error luck would pass for progress.
         state: a JSON file, written after every evaluation; a run that finds it there goes on from it.
         label: what `deploy` does, in words; a `state` of another label is refused.
         forward: how to call the model.
@@ -120,14 +123,14 @@ def refine(
     near.evidence  # noqa: B018  says so when there is none
     data = collect(batches)
     first = max(SMALLEST, len(near.columns) // 4) if radius is None else radius
-    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first, label))
-    run = _Run(near, Divergence(model, data, forward), deploy or pipeline(model), record, first, seed)
+    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first, margin, label))
+    run = _Run(near, Divergence(model, data, forward), deploy or pipeline(model), record, first, margin, seed)
     return run.go(evaluations)
 
 
-def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int, label: str) -> str:
+def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int, margin: float, label: str) -> str:
     """Identify a run by everything that its decisions follow from; the deployment by its label."""
-    wish = {"seed": seed, "radius": radius, "label": label}
+    wish = {"seed": seed, "radius": radius, "margin": margin, "label": label}
     return storage.digest({"plan": plan.to_json(), "data": fingerprint(data), **wish})
 
 
@@ -135,10 +138,17 @@ class _Run:
     """The trust region; all decisions follow from the evaluations, so a resumed run repeats the earlier ones."""
 
     def __init__(
-        self, near: Neighbourhood, divergence: Divergence, deploy: Deploy, record: _Record, radius: int, seed: int
+        self,
+        near: Neighbourhood,
+        divergence: Divergence,
+        deploy: Deploy,
+        record: _Record,
+        radius: int,
+        margin: float,
+        seed: int,
     ) -> None:
         self._near, self._divergence, self._deploy, self._record = near, divergence, deploy, record
-        self._radius, self._seed = max(radius, 1), seed
+        self._radius, self._margin, self._seed = max(radius, 1), margin, seed
         self._current = near.columns
         self._values = self._evaluate(near.columns)
         self._first = self._values
@@ -176,7 +186,7 @@ class _Run:
         values = self._evaluate(proposal)
         weights = self._divergence.weights
         change, stderr = paired(values, self._values, weights)
-        accepted = change < -stderr
+        accepted = change < -self._margin * stderr
         self._trace.append(self._entry(proposal, values, change, stderr, accepted))
         self._beliefs = self._beliefs.after(proposal, *paired(values, self._first, weights))
         if accepted:
