@@ -16,6 +16,7 @@ from geoquant.grids import Grid
 from geoquant.models import find_sites, fold_batch_norm, fold_batch_norm_
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.quantize import quantize_
+from geoquant.search import allocate_within, refine
 from geoquant.sensitivity import Profile, profile
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "Profile",
     "allocate",
+    "allocate_within",
     "divergence",
     "evaluate",
     "find_sites",
@@ -35,6 +37,7 @@ __all__ = [
     "load",
     "profile",
     "quantize_",
+    "refine",
     "save",
     "uniform_plan",
 ]
