@@ -112,11 +112,12 @@ class SignRound:
         for step in range(self.steps):
             with torch.enable_grad():
                 each = output_error(_rounded(weights, grid, scales, offset, factor) - weights, hessian)
+                total = each.sum()
             now = each.detach() if movable else each.detach().sum().expand_as(least)
             better = (now < least)[:, None]
             best = torch.where(better, offset.detach(), best[0]), _rows(better, factor.detach(), best[1])
             least = torch.minimum(least, now)
-            slopes = torch.autograd.grad(each.sum(), (offset, factor))
+            slopes = torch.autograd.grad(total, (offset, factor))
             rate = (1 - step / self.steps) / self.steps
             with torch.no_grad():
                 offset.sub_(rate * slopes[0].sign()).clamp_(-0.5, 0.5)
