@@ -154,3 +154,26 @@ def architectures(document: Document) -> str:
         sizes = "; ".join(f"{plan} {size:,} bytes" for plan, size in result["bytes"].items())
         texts.append(f"**{net}**: {sizes}.\n\n{markdown([key.replace('_', ' ') for key in keys], body)}\n\n{times}.")
     return "\n\n".join(texts)
+
+
+def roundings(document: Document) -> str:
+    """Every rounding at every plan, with its time."""
+    rows = [row for row in document["rows"] if row["method"] != "float"]
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    found = {(row["method"], row["label"]): row for row in rows}
+
+    def cell(method: str, label: str) -> str:
+        row = found.get((method, label))
+        if row is None:
+            return ""
+        spread = f" ± {row['spread']:.1f}" if row["seeds"] > 1 else ""
+        return f"{row['accuracy']:.1f}{spread} ({row['seconds']:.0f} s)"
+
+    bits = {row["label"]: row["average_bits"] for row in rows}
+    body = [
+        [method, *(cell(method, label) for label in labels)] for method in dict.fromkeys(row["method"] for row in rows)
+    ]
+    seeds = max(row["seeds"] for row in rows)
+    table = markdown(["rounding", *(f"{label} ({bits[label]:.2f})" for label in labels)], body)
+    sets = "one calibration set" if seeds == 1 else f"{seeds} calibration sets"
+    return f"{table}\n\nMeans over {sets}; in the head, in brackets: the plan's inclusive average bits."

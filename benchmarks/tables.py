@@ -90,6 +90,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "allocation": lambda: result_tables.allocation(load("allocation")),
     "packing": lambda: result_tables.packing(load("packing")),
     "architectures": lambda: result_tables.architectures(load("architectures")),
+    "roundings": lambda: result_tables.roundings(load("resnet20_ptq")),
     "geometry": lambda: result_tables.geometry(load("geometry")),
     "bounds": lambda: result_tables.bounds(load("bounds")),
 }
