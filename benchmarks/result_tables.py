@@ -177,3 +177,27 @@ def roundings(document: Document) -> str:
     table = markdown(["rounding", *(f"{label} ({bits[label]:.2f})" for label in labels)], body)
     sets = "one calibration set" if seeds == 1 else f"{seeds} calibration sets"
     return f"{table}\n\nMeans over {sets}; in the head, in brackets: the plan's inclusive average bits."
+
+
+def trained(document: Document) -> str:
+    """Traces, norms and condition numbers by part of each trained net."""
+    texts = []
+    for net, result in document.items():
+        if net == "provenance":
+            continue
+        body = [
+            [
+                row["part"],
+                str(row["layers"]),
+                f"{row['weights']:,}",
+                f"{row['trace']:.4g}"
+                + (f" ± {row['trace_stderr_at_most']:.2g}" if row["trace_stderr_at_most"] else ""),
+                f"{row['trace_per_weight']:.2g}",
+                f"{row['spectral_norm']:.3g}",
+                f"{row['condition_number']:.3g}",
+            ]
+            for row in result["parts"]
+        ]
+        head = ["part", "layers", "weights", "Gauss–Newton trace", "per weight", "spectral norm", "condition number"]
+        texts.append(f"**{net}**, {result['samples']} samples, {result['seconds']:.0f} s:\n\n{markdown(head, body)}")
+    return "\n\n".join(texts)

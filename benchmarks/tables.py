@@ -108,6 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packing": lambda: result_tables.packing(load("packing")),
     "architectures": lambda: result_tables.architectures(load("architectures")),
     "roundings": lambda: result_tables.roundings(load("resnet20_ptq")),
+    "trained": lambda: result_tables.trained(load("architectures_trained")),
     "geometry": lambda: result_tables.geometry(load("geometry")),
     "bounds": lambda: result_tables.bounds(load("bounds")),
 }
