@@ -80,6 +80,7 @@ def demo_command(
 ) -> None:
     """Train, profile, allocate, quantize, save, reload and report, on embedded data; needs no network."""
     start = time.perf_counter()
+    torch.set_num_threads(1)  # the net is too small to gain by more, and on a busy machine more are far slower
     with progress.shown():
         say("training a small convolutional net on scikit-learn's digits")
         model = train_digits(seed)
