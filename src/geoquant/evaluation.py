@@ -140,23 +140,42 @@ def evaluate(
         raise DataError("there is no batch to evaluate on; expected at least one (inputs, targets) pair")
     with inference(model), task("evaluating", len(batches)) as advance:
         for index, batch in enumerate(batches):
-            targets = targets_of(batch, model)
-            if targets is None:
-                raise DataError("cannot evaluate without targets: expected (inputs, targets) pairs or 'labels'")
             found = predict(model, batch, forward).float()
-            mask = _scored(batch, found, targets)
+            targets, mask = _scored(batch, found, model)
             loss = F.cross_entropy(found.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
-            hit = (found.argmax(-1) == targets).float()
             if reference is not None:
                 kl.add(*kl_per_sample(reference[index], found, prediction_mask(batch, found)))
-            hits.add(*_mean_per_sample(hit, mask))
+            hits.add(*_mean_per_sample((found.argmax(-1) == targets).float(), mask))
             losses.add(*_mean_per_sample(loss.view(targets.shape), mask))
             predictions += int(mask.sum())
             advance()
     return Evaluation(hits.result(), losses.result(), predictions, None if reference is None else kl.result())
 
 
-def _scored(batch: Any, logits: Tensor, targets: Tensor) -> Tensor:
+def accuracy_per_sample(logits: Tensor, batch: Any, model: nn.Module) -> Tensor:
+    """Return the share of right predictions of each sample of `batch`, (samples,); labels of −100 do not count.
+
+    Args:
+        logits: (samples, ..., classes), what `model` gives on the batch.
+        batch: with targets.
+        model: says how its labels are aligned.
+
+    Raises:
+        DataError: the batch has no targets, or they do not fit.
+
+    >>> batch = (torch.zeros(2, 3), torch.tensor([1, 0]))
+    >>> accuracy_per_sample(torch.tensor([[0.0, 1.0], [0.0, 1.0]]), batch, nn.Identity()).tolist()
+    [1.0, 0.0]
+    """
+    targets, mask = _scored(batch, logits, model)
+    return _mean_per_sample((logits.argmax(-1) == targets).float(), mask)[0]
+
+
+def _scored(batch: Any, logits: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the targets, and which of them count."""
+    targets = targets_of(batch, model)
+    if targets is None:
+        raise DataError("cannot evaluate without targets: expected (inputs, targets) pairs or 'labels'")
     if logits.shape[:-1] != targets.shape:
         raise DataError(
             f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}; "
@@ -164,7 +183,7 @@ def _scored(batch: Any, logits: Tensor, targets: Tensor) -> Tensor:
         )
     mask = prediction_mask(batch, logits)
     scored = targets != -100
-    return scored if mask is None else scored & mask
+    return targets, scored if mask is None else scored & mask
 
 
 def divergence(reference: nn.Module, model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> Mean:

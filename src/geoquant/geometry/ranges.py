@@ -82,7 +82,7 @@ class ActivationRange:
         error, levels = self.histogram.clip_error, 2**bits - symmetric
         if symmetric:
             reach = max(abs(self.lowest), abs(self.highest))
-            best = reach * _best_share(lambda share: error(-share * reach, share * reach, levels))
+            best = reach * best_share(lambda share: error(-share * reach, share * reach, levels))
             return -best, best
         bottom, top = min(self.lowest, 0.0), max(self.highest, 0.0)
         # With outliers on both sides each end alone has local minima: first look at all pairs, coarsely.
@@ -119,7 +119,7 @@ def _refined(error: Callable[[float], float], share: float) -> float:
     return best
 
 
-def _best_share(error: Callable[[float], float]) -> float:
+def best_share(error: Callable[[float], float]) -> float:
     """Minimise over shares in (0, 1]: a geometric scan, then two finer ones around its best."""
     shares = [1.15**-step for step in range(70)]
     for _ in range(3):

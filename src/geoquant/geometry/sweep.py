@@ -20,7 +20,7 @@ from geoquant.geometry.per_sample import Recorder, Use, owned_by_samples, pull_b
 from geoquant.geometry.probes import signs
 
 # Gradients at layer outputs held at a time, in numbers; more directions at once share the unfolding of inputs.
-_HELD = 1 << 24
+HELD = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +87,7 @@ class Sweep:
 
     def arrivals(self, directions: Iterator[Tensor]) -> Iterator[tuple[int, list[Arrival]]]:
         """Send `directions` back in groups that fit into memory; yield the size of each group and what arrived."""
-        together = max(1, _HELD // max(1, self.recorder.width))
+        together = max(1, HELD // max(1, self.recorder.width))
         group: list[list[Tensor | None]] = []
         for direction in directions:
             group.append(pull_back(self.scored.outputs, self.recorder, self.scored.half(direction)))
@@ -133,4 +133,4 @@ def _is_covered(calls: list[int], uses: int, owned: list[bool], numbers: int, st
     if structure.mixes_samples or len(calls) != uses or not all(owned[call] for call in calls):
         return False
     # Several uses need whole gradients, sample by sample; large tables are better sampled.
-    return uses == 1 or numbers <= _HELD
+    return uses == 1 or numbers <= HELD

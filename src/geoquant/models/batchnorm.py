@@ -104,7 +104,7 @@ def folded_pairs(model: nn.Module) -> tuple[Pair, ...]:
 def _find_pairs(model: nn.Module, example: Any, forward: Forward | None) -> tuple[Pair, ...]:
     if not any(isinstance(module, _NORMS) for module in model.modules()):
         return ()
-    graph = _trace(model)
+    graph = symbolic_graph(model)
     if graph is not None:
         candidates = list(_traced_pairs(model, graph))
     elif example is not None:
@@ -118,7 +118,7 @@ def _find_pairs(model: nn.Module, example: Any, forward: Forward | None) -> tupl
     return tuple(pair for pair in candidates if _may_fold(model, *pair))
 
 
-def _trace(model: nn.Module) -> fx.Graph | None:
+def symbolic_graph(model: nn.Module) -> fx.Graph | None:
     """Return the graph of the model, or None; tracing runs the caller's code on stand-ins, so it may raise anything."""
     try:
         with evaluating(model):

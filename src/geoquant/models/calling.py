@@ -19,7 +19,7 @@ from geoquant.errors import DataError, ModelError
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
-_TARGET_KEYS = ("labels", "label", "targets")
+TARGET_KEYS = ("labels", "label", "targets")
 _SHIFTING_MODELS = ("ForCausalLM", "LMHeadModel")
 _BATCH_FORMS = "a tensor, an (inputs, targets) pair or a mapping of keyword arguments"
 
@@ -90,7 +90,7 @@ def targets_of(batch: Any, model: nn.Module | None = None) -> Tensor | None:
         return batch[1] if isinstance(batch[1], Tensor) else None
     if not isinstance(batch, Mapping):
         return None
-    found = next((batch[key] for key in _TARGET_KEYS if batch.get(key) is not None), None)
+    found = next((batch[key] for key in TARGET_KEYS if batch.get(key) is not None), None)
     if not isinstance(found, Tensor):
         return None
     if model is None or found.dim() != 2 or not type(model).__name__.endswith(_SHIFTING_MODELS):
@@ -202,7 +202,7 @@ def _accepted(model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Leave out targets that the model's forward does not take."""
     parameters = inspect.signature(model.forward).parameters
     takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {key: value for key, value in inputs.items() if takes_any or key in parameters or key not in _TARGET_KEYS}
+    return {key: value for key, value in inputs.items() if takes_any or key in parameters or key not in TARGET_KEYS}
 
 
 def _check_call(model: nn.Module, positional: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from geoquant.models.batchnorm import symbolic_graph
+
 # Kinds of operations: functions as callers see them, tensor methods as torch dispatches them, operands that count.
 KINDS: dict[str, tuple[int, tuple[Any, ...]]] = {
     "add": (2, (operator.add, operator.iadd, torch.add, "add", "add_")),
@@ -49,7 +51,7 @@ def find_operations(model: nn.Module) -> tuple[str, ...]:
     >>> find_operations(nn.Sequential(Residual()))
     ('0.add:0', '0.add:1')
     """
-    graph = _trace(model)
+    graph = symbolic_graph(model)
     return () if graph is None else tuple(dict.fromkeys(_operands(graph, model)))
 
 
@@ -62,14 +64,7 @@ def is_traceable(model: nn.Module) -> bool:
     >>> is_traceable(Branching())
     False
     """
-    return _trace(model) is not None
-
-
-def _trace(model: nn.Module) -> fx.Graph | None:
-    try:
-        return fx.Tracer().trace(model)
-    except Exception:  # whatever the model's own code raises when it meets a symbol instead of a tensor
-        return None
+    return symbolic_graph(model) is not None
 
 
 def _operands(graph: fx.Graph, model: nn.Module) -> Iterator[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from geoquant.geometry import ActivationRange
+from geoquant.geometry.ranges import best_share
 from geoquant.grids import ActivationGrid, ActivationScale
 from geoquant.registry import Registry
 
@@ -55,7 +56,7 @@ def _least_error(seen: ActivationRange, grid: ActivationGrid) -> Ends:
         rounded = grid.quantize(values, grid.cover(-share * reach, share * reach))
         return float((counts * (rounded - values).double().square()).sum())
 
-    best = _best_share(error)
+    best = best_share(error)
     return -best * reach, best * reach
 
 
@@ -117,13 +118,3 @@ def _divergence(bins: Tensor, start: int, stop: int, levels: int) -> float:
     q = (q / q.sum().clamp(min=1e-300)).clamp(min=1e-12)
     there = p > 0
     return float((p[there] * (p[there] / q[there]).log()).sum())
-
-
-def _best_share(error: Callable[[float], float]) -> float:
-    """Minimise over shares in (0, 1]: a geometric scan, then a finer one around its best."""
-    shares = [1.15**-step for step in range(40)]
-    for _ in range(2):
-        best = min(range(len(shares)), key=lambda place: error(shares[place]))
-        high, low = shares[max(best - 1, 0)], shares[min(best + 1, len(shares) - 1)]
-        shares = [high + (low - high) * step / 16 for step in range(17)]
-    return min(shares, key=error)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from geoquant.bounds import error_bound, error_estimate, error_observed
 from geoquant.errors import DataError, GeoquantError
 from geoquant.models import evaluating, logits_of
+from geoquant.models.calling import TARGET_KEYS
 from geoquant.plan import Plan
 from geoquant.progress import task
 from geoquant.quantize import quantize
@@ -26,7 +27,6 @@ INPUTS = 4
 SHARE = 0.01
 # Symbols of the bound's zonotopes times numbers of one input: time grows with both, seconds to a minute per input.
 ROOM = 1 << 18
-_TARGETS = ("labels", "label", "targets")
 _PREFIX = "inner."
 
 
@@ -144,7 +144,7 @@ def _tensor_input(batch: Any) -> tuple[Tensor, str | None]:
     if isinstance(inputs, Tensor):
         return inputs, None
     if isinstance(inputs, Mapping):
-        rest = {key: value for key, value in inputs.items() if key not in _TARGETS}
+        rest = {key: value for key, value in inputs.items() if key not in TARGET_KEYS}
         mask = rest.pop("attention_mask", None)
         if len(rest) == 1 and (mask is None or bool(mask.all())):
             ((key, value),) = rest.items()

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoquant.errors import DataError, PlanError
-from geoquant.evaluation import kl_per_sample, logits
-from geoquant.models import Forward, batch_size, inference, predict, prediction_mask, targets_of
+from geoquant.evaluation import accuracy_per_sample, kl_per_sample, logits
+from geoquant.models import Forward, batch_size, inference, predict, prediction_mask
 from geoquant.plan import Plan
 from geoquant.quantize import quantize
 
@@ -48,7 +48,7 @@ def scores(
     for batch in batches:
         with inference(model):
             found = predict(model, batch, forward).float()
-            values = _hits(found, batch, model) if metric == "accuracy" else metric(found, batch)
+            values = accuracy_per_sample(found, batch, model) if metric == "accuracy" else metric(found, batch)
         if not isinstance(values, Tensor) or tuple(values.shape) != (batch_size(batch),):
             shape = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise PlanError(f"the metric gave {shape} for {batch_size(batch)} samples; one score each is needed")
@@ -56,20 +56,6 @@ def scores(
         if not bool(((scored >= 0) & (scored <= 1)).all()):
             raise PlanError("the metric gave a score outside 0 to 1; scale it, so that a certificate can be given")
         yield scored
-
-
-def _hits(found: Tensor, batch: Any, model: nn.Module) -> Tensor:
-    """Return the share of right predictions of each sample; labels of −100 do not count."""
-    targets = targets_of(batch, model)
-    if targets is None:
-        raise DataError("accuracy needs targets: (inputs, targets) pairs or 'labels'; or give a metric of your own")
-    if targets.shape != found.shape[:-1]:
-        raise DataError(f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(found.shape)}")
-    keep = targets != -100
-    mask = prediction_mask(batch, found)
-    keep = (keep if mask is None else keep & mask).float().reshape(len(targets), -1)
-    hit = (found.argmax(-1) == targets).float().reshape(len(targets), -1)
-    return (hit * keep).sum(1) / keep.sum(1).clamp(min=1)
 
 
 class Divergence:

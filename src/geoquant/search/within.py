@@ -39,14 +39,14 @@ class Trial:
         plan: what was deployed.
         drop: mean drop of the metric on the selection data.
         stderr: of that mean; samples are paired.
-        expected_bound: about what the certificate would come to; no promise.
+        bound_estimate: about what the certificate would come to; no promise.
         passed: whether that is within what is allowed.
     """
 
     plan: Plan
     drop: float
     stderr: float
-    expected_bound: float
+    bound_estimate: float
     passed: bool
 
 

@@ -22,8 +22,7 @@ from geoquant.geometry import Objective, make_objective
 from geoquant.geometry.gauss_newton import EXACT_COLUMNS
 from geoquant.geometry.hvp import push_forward
 from geoquant.geometry.plain import PlainBatchNorm
-from geoquant.geometry.sweep import _HELD as HELD
-from geoquant.geometry.sweep import Arrival, Sweep, sweep
+from geoquant.geometry.sweep import HELD, Arrival, Sweep, sweep
 from geoquant.progress import task
 from geoquant.sensitivity.averaging import Array, sample_mean
 from geoquant.sensitivity.passes import applied, objective_of

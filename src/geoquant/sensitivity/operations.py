@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from geoquant.models import Forward, Site, batch_size, evaluating, get_weight, predict
+from geoquant.models.observation import storage_identity
 
 _FUSED = (torch.ops.aten._native_multi_head_attention, torch.ops.aten._transformer_encoder_layer_fwd)
 
@@ -33,18 +34,17 @@ def multiplications(
     >>> multiplications(net, find_sites(net), torch.zeros(5, 1, 4, 4))  # 4 positions × 18 weights; 24 weights
     (72, 24)
     """
-    counter = _Counter({_place(get_weight(model, site)): row for row, site in enumerate(sites)}, sites)
+    places = {_place(get_weight(model, site)): row for row, site in enumerate(sites)}
+    counter = _Counter({place: row for place, row in places.items() if place is not None}, sites)
     with torch.no_grad(), evaluating(model), counter:
         predict(model, batch, forward)
     return tuple(math.ceil(count / batch_size(batch)) for count in counter.counts)
 
 
-def _place(tensor: Tensor) -> Place:
+def _place(tensor: Tensor) -> Place | None:
     """Identify a weight by its memory; views of all of it, such as a transpose, start at the same place."""
-    try:
-        return int(tensor.untyped_storage()._cdata), int(tensor.storage_offset())
-    except (NotImplementedError, RuntimeError):
-        return -1, -1
+    identity = storage_identity(tensor)
+    return None if identity is None else (identity, int(tensor.storage_offset()))
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -77,4 +77,4 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
         """Return the sites among the operands."""
         places = [_place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        return [self._rows[place] for place in dict.fromkeys(places) if place in self._rows]
+        return [self._rows[place] for place in dict.fromkeys(places) if place is not None and place in self._rows]
