@@ -50,6 +50,10 @@ class FileFormatError(GeoquantError):
     """A file is truncated, was changed by hand, or is not what its name says."""
 
 
+class ExportError(GeoquantError):
+    """An engine has no type for what the plan asks, does not take a layer, or does not know an option."""
+
+
 class OutputError(GeoquantError):
     """The result cannot be written: read-only folder, full disk, a file in the way."""
 

@@ -1,5 +1,23 @@
-"""Artifacts on disk."""
+"""Artifacts on disk: geoquant's own, and those that engines load."""
 
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
+from geoquant.export.packed_format import Packed
+from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
 
-__all__ = ["PLAN_FILE", "WEIGHTS_FILE", "Artifact", "checksum", "load", "read_artifact", "save"]
+__all__ = [
+    "EXPORTERS",
+    "PLAN_FILE",
+    "WEIGHTS_FILE",
+    "Artifact",
+    "Contents",
+    "Exporter",
+    "Packed",
+    "StoredLayer",
+    "checksum",
+    "export_model",
+    "load",
+    "need",
+    "read_artifact",
+    "recognize",
+    "save",
+]
