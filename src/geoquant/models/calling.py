@@ -133,7 +133,7 @@ def batch_size(batch: Any) -> int:
     >>> batch_size((torch.zeros(4, 2), torch.zeros(4)))
     4
     """
-    first = next((tensor for tensor in _tensors(_inputs(batch)) if tensor.dim() > 0), None)
+    first = next((tensor for tensor in tensors_in(_inputs(batch)) if tensor.dim() > 0), None)
     if first is None:
         raise DataError("cannot count the samples of a batch: none of its inputs is a tensor with an axis")
     return len(first)
@@ -218,15 +218,16 @@ def _check_call(model: nn.Module, positional: tuple[Any, ...], keywords: Mapping
         ) from error
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of `value`, plain containers inside plain containers included."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for part in value.values():
-            yield from _tensors(part)
+            yield from tensors_in(part)
     elif isinstance(value, (tuple, list)):
         for part in value:
-            yield from _tensors(part)
+            yield from tensors_in(part)
 
 
 def _describe(output: Any) -> str:

@@ -30,10 +30,10 @@ from geoquant.models import (
     predict,
     walk_in_lockstep,
 )
+from geoquant.models.moments import ChannelMoments, first_input
 from geoquant.progress import task
 from geoquant.quantize.correction import correct_norm_, is_stored_norm, record_float
 from geoquant.quantize.learning import LearnedModel, learn_
-from geoquant.quantize.moments import ChannelMoments, first_input
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from geoquant.models import Arrival, Forward, has_patches, inference, predict
-from geoquant.quantize.moments import ChannelMoments, channel_axis, first_input
+from geoquant.models.moments import ChannelMoments, channel_axis, first_input
 
 # A channel that kept less than this share of its variance carries no signal that a scale could bring back.
 _LOST = 0.01

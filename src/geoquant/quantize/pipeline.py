@@ -34,6 +34,7 @@ from geoquant.models import (
     take_inventory,
     walk_in_lockstep,
 )
+from geoquant.models.moments import input_moment, moment_of_all_calls
 from geoquant.plan import Plan
 from geoquant.progress import task
 from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, owners, quantizers_of
@@ -45,7 +46,6 @@ from geoquant.quantize.correction import (
     is_stored_norm,
     record_float,
 )
-from geoquant.quantize.moments import input_moment, moment_of_all_calls
 from geoquant.quantize.recipes import Recipe, Refinement, choose_recipe
 from geoquant.quantize.state import QuantizedState, attach_, is_quantized
 from geoquant.rounding import Rounding, RoundingContext, uses_inputs

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from geoquant.models import Arrival, Forward, Site, has_patches, inference, patches, predict
+from geoquant.models.calling import Forward, inference, predict
+from geoquant.models.lockstep import Arrival
+from geoquant.models.patches import has_patches, patches
+from geoquant.models.sites import Site
 
 
 def second_moment(layer: nn.Module, arrivals: Sequence[Arrival]) -> Tensor | None:
