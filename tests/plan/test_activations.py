@@ -8,7 +8,7 @@ import pytest
 
 import geoquant as gq
 from geoquant.errors import BudgetError
-from geoquant.plan import Budget, Plan
+from geoquant.plan import Budget, Plan, diff_text, uniform_plan
 from geoquant.sensitivity import Profile, profile
 from nets import small_batches, small_net
 
@@ -64,3 +64,38 @@ def test_grids_put_on_later_stay_when_resolved(measured: Profile) -> None:
     plan = gq.allocate(measured, Budget(average_bits=5)).with_activations({"re:add.*": "int8"}, small_net())
     assert [name for name, _ in plan.activations] == ["add:0", "add:1"]
     assert plan.resolve(average_bits=4).activations == plan.activations
+
+
+def test_plans_keep_their_activations_and_show_them(tmp_path: object) -> None:
+    model = small_net()
+    wanted = {"re:.*": "int8:affine", "stem": None, "head": "int4:affine:token"}
+    plan = uniform_plan(model, "int4", activations=wanted)
+    assert plan.activations == (
+        ("block", "int8:affine"),
+        ("head", "int4:affine:token"),
+        ("add:0", "int8:affine"),
+        ("add:1", "int8:affine"),
+    )
+    assert Plan.load(plan.save(tmp_path)) == plan  # type: ignore[arg-type]
+    lines = str(plan).splitlines()
+    assert lines[0].endswith("input")
+    assert lines[2].endswith("int8:affine")
+    assert "4 quantized activations" in lines[-1]
+    assert "input" not in str(uniform_plan(model, "int4"))
+    assert plan.with_activations(None) == uniform_plan(model, "int4")
+    difference = diff_text(plan, plan.with_activations({"block": "int8:affine", "head": "int8"})).splitlines()
+    assert difference[-4:] == [
+        "input  first              second",
+        "head   int4:affine:token  int8",
+        "add:0  int8:affine        float",
+        "add:1  int8:affine        float",
+    ]
+
+
+def test_plan_files_without_activations_stay_readable(tmp_path: object) -> None:
+    from geoquant.plan.plan import _ADAPTER
+
+    plan = uniform_plan(small_net(), "int4")
+    document = plan.to_json()
+    del document["activations"]
+    assert _ADAPTER.validate_python(document) == plan

@@ -24,7 +24,7 @@ from geoquant.errors import FileFormatError, GridError, OutputError, WeightsErro
 from geoquant.grids import ActivationGrid, ActivationScale, Grid, QuantizedMatrix
 from geoquant.models import Inventory, Site, apply_folds_, other_tensors, take_inventory
 from geoquant.plan import ARTIFACT_VERSION, METADATA_KEY, SCALES, ZEROS, Plan, activation_tensors, description, metadata
-from geoquant.quantize import QuantizedState, attach_, quantized_state
+from geoquant.quantize import QuantizedState, attach_, left_in_float, quantized_state
 from geoquant.storage import Json, atomic_path, canonical
 
 WEIGHTS_FILE = "model.safetensors"
@@ -166,7 +166,9 @@ def load(path: Path | str, model: Model) -> Model:
     with torch.no_grad():
         for name, tensor in other_tensors(model, inventory.sites).items():
             tensor.copy_(artifact.tensors[name])
-    attach_(model, QuantizedState(plan, matrices, scales=_scales(artifact, plan)), inventory.sites)
+    scales = _scales(artifact, plan)
+    state = QuantizedState(plan, matrices, scales=scales, in_float=left_in_float(model, plan, scales))
+    attach_(model, state, inventory.sites)
     return model
 
 

@@ -10,7 +10,7 @@ values seen it covers. It has a name::
     int8:affine:dynamic       one scale per call, from the smallest and the largest value that came
     int4:affine:token         dynamic, one scale per token
 
-Here lives only the arithmetic; ranges are looked for in `geoquant.quantize.clipping`.
+Here lives only the arithmetic; ranges are looked for in `geoquant.geometry.clipping`.
 """
 
 from __future__ import annotations

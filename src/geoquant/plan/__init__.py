@@ -1,6 +1,6 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
-from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries, refusal
+from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries
 from geoquant.plan.budget import Budget
 from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
 from geoquant.plan.latency import LatencyTable
@@ -48,7 +48,6 @@ __all__ = [
     "file_bytes",
     "metadata",
     "plan_text",
-    "refusal",
     "resolve",
     "site_entries",
     "summary",

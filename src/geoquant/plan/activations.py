@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from geoquant.errors import PlanError
 from geoquant.grids import ActivationGrid
-from geoquant.models import Inventory, Site, select
+from geoquant.models import Inventory, select
+from geoquant.models.entering import refusal
 
 SCALES, ZEROS = "geoquant:activation.scales", "geoquant:activation.zeros"  # no state-dict name holds a colon
 
@@ -52,17 +53,6 @@ def activation_entries(inventory: Inventory, wanted: Activations | None, operati
             elif name == pattern:
                 raise PlanError(f"the input of '{name}' cannot be quantized: {refused[name]}; leave it out")
     return tuple((name, chosen[name]) for name in names if name in chosen)
-
-
-def refusal(site: Site, inventory: Inventory) -> str:
-    """Return why the input of `site` takes no grid; empty where it does."""
-    if site.kind == "embedding":
-        return "an embedding reads indices"
-    parent, _, last = site.parameter.removesuffix(".weight").rpartition(".")
-    attentions = {other.parameter.rpartition(".")[0] for other in inventory.sites if other.kind == "attention"}
-    if last == "out_proj" and parent in attentions:
-        return "torch's MultiheadAttention multiplies it inside one operation, where nothing can be put in between"
-    return ""
 
 
 def activation_widths(inventory: Inventory, activations: Entries, otherwise: float) -> tuple[float, ...]:

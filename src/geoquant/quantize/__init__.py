@@ -1,8 +1,8 @@
 """Carrying out a plan on a model: rounding, norm correction, refinement, and what the model remembers of it."""
 
-from geoquant.quantize.activations import ActivationQuantizer, quantizers_of
+from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
+from geoquant.quantize.activations import ActivationQuantizer, left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
-from geoquant.quantize.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_
 from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
@@ -24,6 +24,7 @@ __all__ = [
     "find_blocks",
     "fit_scale",
     "is_quantized",
+    "left_in_float",
     "quantize",
     "quantize_",
     "quantized_state",

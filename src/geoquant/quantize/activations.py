@@ -1,7 +1,7 @@
 """How do activations get onto their grids while the model runs?
 
 Forward pre-hooks on the planned layers round their inputs; the operands of additions, softmaxes and products, which no
-module owns, are caught where the forward calls them (`geoquant.quantize.intercept`). The rounding is simulated in
+module owns, are caught where the forward calls them (`geoquant.models.intercept`). The rounding is simulated in
 float, with a straight-through gradient, so training and inference mode both work. Hooks belong to the model: they
 follow it through `copy.deepcopy`, keep out of its state dict, and are not touched by `load_state_dict`. Not covered,
 and named in `QuantizedState.in_float`: what torch computes inside one operation.
@@ -9,20 +9,19 @@ and named in `QuantizedState.in_float`: what torch computes inside one operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from geoquant.errors import ModelError
 from geoquant.geometry import ActivationRange
+from geoquant.geometry.clipping import fit_scale
 from geoquant.grids import ActivationGrid, ActivationScale
-from geoquant.models import Site, find_operations, is_traceable
-from geoquant.plan import Plan, refusal
-from geoquant.quantize.clipping import fit_scale
-from geoquant.quantize.intercept import rounders_of, watch_operations_
+from geoquant.models import is_traceable
+from geoquant.models.entering import refusal, round_entering_, rounders_in
+from geoquant.plan import Plan
 
 NOT_SEEN = ActivationScale(0.0)
 
@@ -82,44 +81,6 @@ class ActivationQuantizer(nn.Module):
         self.scale = fit_scale(seen, self.grid)
 
 
-class _InputHook:
-    """Rounds the first input of a layer."""
-
-    def __init__(self, quantizer: ActivationQuantizer) -> None:
-        self.quantizer = quantizer
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if args:
-            return ((self._rounded(args[0]), *args[1:]), kwargs) if isinstance(args[0], Tensor) else None
-        first = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
-        return None if first is None else (args, {**kwargs, first: self._rounded(kwargs[first])})
-
-    def _rounded(self, value: Tensor) -> Tensor:
-        rounded: Tensor = self.quantizer(value)
-        return rounded
-
-
-class _AttentionHook:
-    """Rounds query, key and value of an attention module; what is one tensor stays one tensor."""
-
-    names = ("query", "key", "value")
-
-    def __init__(self, quantizer: ActivationQuantizer, places: tuple[int, ...]) -> None:
-        self.quantizer, self.places = quantizer, places
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        entered = [*args[:3], *(kwargs[name] for name in self.names[len(args) :])]
-        different = {id(entered[place]): entered[place] for place in self.places}
-        rounded = self.quantizer(*different.values())
-        parts = dict(zip(different, rounded if len(different) > 1 else [rounded], strict=True))
-        entered = [parts.get(id(each), each) if place in self.places else each for place, each in enumerate(entered)]
-        named = {name: each for name, each in zip(self.names, entered, strict=True) if name in kwargs}
-        return (*entered[: len(args[:3])], *args[3:]), {**kwargs, **named}
-
-
-_PLACES = {"q_proj_weight": (0,), "k_proj_weight": (1,), "v_proj_weight": (2,)}
-
-
 def install_(
     model: nn.Module, plan: Plan, scales: Mapping[str, ActivationScale] | None = None
 ) -> dict[str, ActivationQuantizer]:
@@ -135,56 +96,24 @@ def install_(
     """
     scales = scales or {}
     sites = {site.name: site for site in plan.inventory.sites}
-    _check_known(model, [name for name in plan.activation_grids if name not in sites])
-    found, operations = {}, {}
+    found = {}
     for name, grid in plan.activation_grids.items():
         by_sample = name in sites and sites[name].kind.startswith("conv")
-        quantizer = ActivationQuantizer(grid, scales.get(name, NOT_SEEN), by_sample, name)
-        found[name] = quantizer
-        if name in sites:
-            for owner, parameter in owners(model, sites[name]):
-                hook = _hook(owner, parameter, quantizer)
-                owner.register_forward_pre_hook(hook, with_kwargs=True)
-        else:
-            operations[name] = quantizer
-    if operations:
-        watch_operations_(model, operations)
+        found[name] = ActivationQuantizer(grid, scales.get(name, NOT_SEEN), by_sample, name)
+    round_entering_(model, plan.inventory.sites, found)
     return found
 
 
 def quantizers_of(model: nn.Module) -> list[ActivationQuantizer]:
     """Return the quantizers in the hooks of `model`, each once."""
-    found: dict[int, ActivationQuantizer] = {}
-    for module in model.modules():
-        for hook in module._forward_pre_hooks.values():
-            held = [hook.quantizer] if isinstance(hook, _InputHook | _AttentionHook) else rounders_of(hook)
-            found.update((id(each), each) for each in held if isinstance(each, ActivationQuantizer))
-    return list(found.values())
+    return [each for each in rounders_in(model) if isinstance(each, ActivationQuantizer)]
 
 
-def owners(model: nn.Module, site: Site) -> list[tuple[nn.Module, str]]:
-    """Return the modules that multiply the site's weight, with its name there; one unless the weight is tied."""
-    pairs = (parameter.rpartition(".") for parameter in (site.parameter, *site.aliases))
-    return [(model.get_submodule(path), last) for path, _, last in pairs]
+def left_in_float(model: nn.Module, plan: Plan, scales: Mapping[str, ActivationScale]) -> tuple[str, ...]:
+    """Say which activations stay in float against what one may expect, each with its reason.
 
-
-def _hook(owner: nn.Module, parameter: str, quantizer: ActivationQuantizer) -> Callable[..., Any]:
-    if isinstance(owner, nn.MultiheadAttention):
-        return _AttentionHook(quantizer, _PLACES.get(parameter, (0, 1, 2)))
-    return _InputHook(quantizer)
-
-
-def _check_known(model: nn.Module, names: Sequence[str]) -> None:
-    missing = sorted(set(names) - set(find_operations(model))) if names else []
-    if missing:
-        raise ModelError(
-            f"the plan puts '{missing[0]}' on a grid, which this model does not compute or cannot be traced for; "
-            "drop it from the plan with plan.with_activations(...)"
-        )
-
-
-def left_in_float(model: nn.Module, plan: Plan, quantizers: Mapping[str, ActivationQuantizer]) -> tuple[str, ...]:
-    """Say which activations stay in float against what one may expect, each with its reason."""
+    Follows from the model's structure, the plan and the static scales, so that nothing of it needs to be stored.
+    """
     if not plan.activations:
         return ()
     said = [
@@ -197,7 +126,7 @@ def left_in_float(model: nn.Module, plan: Plan, quantizers: Mapping[str, Activat
             said.append(f"{name}: its products and its softmax are computed inside one operation")
     if not is_traceable(model):
         said.append("additions, softmaxes and products outside of layers: the model's forward cannot be traced")
-    for name, each in quantizers.items():
-        if not each.grid.dynamic and each.scale == NOT_SEEN:
+    for name, scale in scales.items():
+        if scale == NOT_SEEN:
             said.append(f"{name}: no calibration batch brought it anything but zeros")
     return tuple(said)

@@ -34,10 +34,11 @@ from geoquant.models import (
     take_inventory,
     walk_in_lockstep,
 )
+from geoquant.models.entering import owners
 from geoquant.models.moments import input_moment, moment_of_all_calls
 from geoquant.plan import Plan
 from geoquant.progress import task
-from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, owners, quantizers_of
+from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, quantizers_of
 from geoquant.quantize.correction import (
     FloatRecord,
     correct_bias_,
@@ -180,7 +181,7 @@ class _Walk:
             for index in range(len(self._plan.grids)):
                 self._round(index, None)
         scales = {name: each.scale for name, each in self._quantizers.items() if not each.grid.dynamic}
-        in_float = left_in_float(self._model, self._plan, self._quantizers)
+        in_float = left_in_float(self._model, self._plan, scales)
         return QuantizedState(self._plan, self._matrices, tuple(self._unseen), scales, in_float)
 
     def _moments_of_reused(self, batches: Sequence[Any], forward: Forward | None) -> dict[int, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from geoquant.models.operations import FUNCTIONS, KINDS, operation_name
 
@@ -98,8 +99,9 @@ class _Leave:
             _RUNNING.mode = None
 
 
-def watch_operations_(model: nn.Module, rounders: Rounders) -> None:
-    """Let `model` pass the named operands through their rounders (operand name → tensor to tensor)."""
+def watch_operations_(model: nn.Module, rounders: Rounders) -> list[RemovableHandle]:
+    """Let `model` pass the named operands through their rounders (name → tensor to tensor); return the handles."""
+    handles: list[RemovableHandle] = []
     for path, module in model.named_modules():
         if _computes_nothing(module):
             continue
@@ -108,11 +110,12 @@ def watch_operations_(model: nn.Module, rounders: Rounders) -> None:
         if softmax is not None:
             own[operation_name(path, "softmax", 0) + ":0"] = softmax
         key: list[object] = []  # a list, so that a deep copy of the model gets a key of its own
-        module.register_forward_pre_hook(_Enter(key, path, own), prepend=True)
-        module.register_forward_hook(_Leave(key), always_call=True)
+        handles.append(module.register_forward_pre_hook(_Enter(key, path, own), prepend=True))
+        handles.append(module.register_forward_hook(_Leave(key), always_call=True))
+    return handles
 
 
-def rounders_of(hook: object) -> list[Callable[..., Any]]:
+def rounders_of_operation(hook: object) -> list[Callable[..., Any]]:
     """Return the rounders that a hook of `watch_operations_` holds; none for any other hook."""
     return list(hook.rounders.values()) if isinstance(hook, _Enter) else []
 

@@ -14,8 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from geoquant.geometry import ActivationRange
-from geoquant.geometry.ranges import best_share
+from geoquant.geometry.ranges import ActivationRange, best_share
 from geoquant.grids import ActivationGrid, ActivationScale
 from geoquant.registry import Registry
 
