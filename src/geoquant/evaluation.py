@@ -103,6 +103,11 @@ class Evaluation:
     predictions: int
     kl: Mean | None = None
 
+    @property
+    def perplexity(self) -> float:
+        """exp(cross-entropy): among how many equally likely classes the model hesitates."""
+        return math.exp(min(self.cross_entropy.value, 700.0))
+
     def __str__(self) -> str:
         return (
             f"accuracy {100 * self.accuracy.value:.2f} % ± {100 * self.accuracy.stderr:.2f}, "

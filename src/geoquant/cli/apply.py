@@ -19,7 +19,11 @@ from geoquant.cli.inputs import (
     Model,
     NormalizeOption,
     Seed,
+    Stride,
+    Task,
     Weights,
+    Window,
+    calibration_samples,
     read_batches,
     read_model,
     say,
@@ -63,10 +67,12 @@ from geoquant.cli.searching import (
 )
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
-from geoquant.models import take_inventory
+from geoquant.models import is_pretrained_folder, take_inventory
 from geoquant.plan import Plan, plan_text
 from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
+
+EVALUATION_IMAGES = 250
 
 
 @app.command("quantize")
@@ -102,8 +108,10 @@ def quantize_command(
     certify_images: CertifyImages = 8192,
     certify_on: CertifyOn = "train",
     evaluations: RefinePlan = None,
-    images: Images = 512,
-    batch_size: BatchSize = 128,
+    task: Task = None,
+    window: Window = None,
+    images: Images = None,
+    batch_size: BatchSize = None,
     grids: Grids = GRIDS,
     predictors: Predictors = PREDICTOR,
     only: Only = None,
@@ -121,10 +129,13 @@ def quantize_command(
 ) -> None:
     """Quantize a model by a plan, or within a budget (then it is profiled first), and save it packed.
 
-    Example: `geoquant quantize geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    Examples: `geoquant quantize geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --average-bits 3 --output out/`
+
+    `geoquant quantize stories260K/ --data tinystories/v2_train_head.txt --average-bits 3 --output out/`
     """
-    net = read_model(model, weights, fold_batch_norm)
+    net = read_model(model, weights, fold_batch_norm, task)
+    images = calibration_samples(net, images)
     limits = (average_bits, size, bit_operations, latency, latency_table)
     budget = make_budget(*limits) if plan is None and max_drop is None else None
     if plan is None and data is None:
@@ -135,7 +146,9 @@ def quantize_command(
         raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
     chosen = None if plan is None else Plan.load(plan)
     inputs = read_activations(net, take_inventory(net), activations, activation_range, max_drop)
-    batches = None if data is None else read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    batches = None
+    if data is not None:
+        batches = read_batches(data, "train", normalize, weights, batch_size, images, seed, net, window)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
     more: dict[str, Any] = {}
     if chosen is None:
@@ -144,7 +157,7 @@ def quantize_command(
         parts = None
         if max_drop is not None:  # too little data should say so before minutes of work
             wanted = (search_images, certify_images)
-            parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed)
+            parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed, net, window)
         result = measure(net, batches, grids, predictors, only, exclude, seed)
         if max_drop is not None and parts is not None:
             wishes = read_constraints(menu, lower, upper, fix, fuse)
@@ -174,44 +187,63 @@ def evaluate_command(
     ],
     data: Data,
     model: Annotated[
-        str | None, typer.Option(help="The architecture (`package.module:callable`), when PATH is a folder.")
+        str | None, typer.Option(help="The architecture, as MODEL elsewhere, when PATH is what `quantize` wrote.")
     ] = None,
     weights: Weights = None,
     normalize: NormalizeOption = None,
     split: Annotated[str, typer.Option(help="Which split to evaluate on.")] = "test",
-    images: Annotated[int | None, typer.Option(min=1, help="Evaluate on this many samples only.")] = None,
-    batch_size: BatchSize = 250,
+    task: Task = None,
+    window: Window = None,
+    stride: Stride = None,
+    images: Annotated[
+        int | None, typer.Option("--images", "--samples", min=1, help="Evaluate on this many samples only.")
+    ] = None,
+    batch_size: BatchSize = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure accuracy and cross-entropy; of a quantized folder, and of its float model beside it with --weights.
+
+    Language models give nats per token and perplexity; a Hugging Face folder as --model is measured in float as well.
 
     Examples: `geoquant evaluate geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet`
 
     `geoquant evaluate out/ --model geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet`
+
+    `geoquant evaluate out/ --model stories260K/ --data tinystories/v1_valid_head.txt`
     """
     folder = Path(target)
-    is_artifact = folder.is_dir() or folder.name.endswith(".safetensors")
+    is_artifact = folder.name.endswith(".safetensors") or (folder.is_dir() and not is_pretrained_folder(folder))
     if is_artifact and model is None:
         raise typer.BadParameter(
             f"{target} holds weights, not code: name its architecture with --model package.module:callable"
         )
-    if is_artifact and weights is None and normalize is None and ":" not in data:
+    pretrained = is_pretrained_folder(model or target)
+    if is_artifact and weights is None and normalize is None and ":" not in data and not pretrained:
         raise typer.BadParameter("say how images are normalized: --normalize dataset, imagenet or none")
-    batches = read_batches(data, split, normalize, weights, batch_size, images)
     results: dict[str, Evaluation] = {}
-    net = read_model(model or target, weights)
+    net = read_model(model or target, weights, task=task)
+    size = batch_size if batch_size or pretrained else EVALUATION_IMAGES
+    batches = read_batches(data, split, normalize, weights, size, images, model=net, window=window, stride=stride)
     with progress.shown():
-        if not is_artifact or weights is not None:
+        if not is_artifact or weights is not None or pretrained:
             results["float"] = evaluate(net, batches)
         if is_artifact:
             results["quantized"] = evaluate(load(folder, net), batches)
     document: dict[str, Any] = {name: _document(result) for name, result in results.items()}
+    of_tokens = pretrained and ":" not in data
+    if of_tokens:
+        say(f"evaluated on {getattr(batches, 'description', data)}")
     if is_artifact:
         file = folder / WEIGHTS_FILE if folder.is_dir() else folder
         document["bytes"] = file.stat().st_size
-    show("\n".join(f"{name:>9}: {result}" for name, result in results.items()), document, as_json)
+    lines = [f"{name:>9}: {_text(result, of_tokens)}" for name, result in results.items()]
+    show("\n".join(lines), document, as_json)
+
+
+def _text(result: Evaluation, of_tokens: bool) -> str:
+    return f"{result}, perplexity {result.perplexity:.4f}" if of_tokens else str(result)
 
 
 def _document(result: Evaluation) -> dict[str, Any]:
@@ -220,5 +252,6 @@ def _document(result: Evaluation) -> dict[str, Any]:
         "accuracy_stderr": result.accuracy.stderr,
         "cross_entropy": result.cross_entropy.value,
         "cross_entropy_stderr": result.cross_entropy.stderr,
+        "perplexity": result.perplexity,
         "predictions": result.predictions,
     }

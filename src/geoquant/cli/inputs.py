@@ -15,7 +15,14 @@ from torch import nn
 
 from geoquant.data import load_data
 from geoquant.errors import DataError
-from geoquant.models import fold_batch_norm_, load_model, load_weights_
+from geoquant.models import (
+    context_length,
+    fold_batch_norm_,
+    load_model,
+    load_tokenizer,
+    load_weights_,
+    source_folder,
+)
 
 
 class Normalize(enum.StrEnum):
@@ -27,29 +34,70 @@ class Normalize(enum.StrEnum):
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="`package.module:callable` or `file.py:callable` that returns the model.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="`package.module:callable` or `file.py:callable` that returns the model, or a Hugging Face folder.",
+    ),
 ]
 Weights = Annotated[Path | None, typer.Option(help="Weights for MODEL, as safetensors.")]
 Data = Annotated[
     str,
     typer.Option(
-        help="Hub name or its short form (cifar10, mnist, fashion_mnist), a folder of parquet files, `digits`, or a "
-        "callable that gives batches. $GEOQUANT_DATA_DIR points at a local mirror."
+        help="Hub name or its short form (cifar10, mnist, fashion_mnist), a folder of parquet files, `digits`, a text "
+        "file or folder (for language models), or a callable that gives batches. $GEOQUANT_DATA_DIR points at a local "
+        "mirror."
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(help="What a Hugging Face folder is for: causal-lm or classification; its own word by default."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens that a language model reads at once; its own limit, at most 512, by default."),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens from one evaluation window to the next; window − 1 by default. Every token is scored once "
+        "whatever it is; smaller strides give more context and take longer.",
     ),
 ]
 NormalizeOption = Annotated[
     Normalize | None, typer.Option(help="How image pixels are normalized; required with --weights.")
 ]
-Images = Annotated[int, typer.Option(min=1, help="How many calibration samples to look at (from the train split).")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Samples per batch.")]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        "--images",
+        "--samples",
+        min=1,
+        help="How many calibration samples to look at (from the train split); 512 images or 64 windows of text by "
+        "default.",
+    ),
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Samples per batch; 128 images or 8 windows of text by default.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 Fold = Annotated[bool, typer.Option("--fold-batch-norm", help="Fold batch norms into the layers before them first.")]
 
 
-def read_model(spec: str, weights: Path | None, fold: bool = False) -> nn.Module:
+DEFAULT_WINDOW = 512
+CALIBRATION_IMAGES, CALIBRATION_WINDOWS = 512, 64
+
+
+def calibration_samples(model: nn.Module, images: int | None) -> int:
+    """Return how many samples to calibrate on: windows of text cost more than images."""
+    return images or (CALIBRATION_IMAGES if source_folder(model) is None else CALIBRATION_WINDOWS)
+
+
+def read_model(spec: str, weights: Path | None, fold: bool = False, task: str | None = None) -> nn.Module:
     """Build the model, give it its weights, and set it up for fast evaluation."""
-    model = load_model(spec)
+    model = load_model(spec, task=task)
     if weights is not None:
         load_weights_(model, weights)
     model = fast(model.eval())
@@ -71,11 +119,22 @@ def read_batches(
     split: str,
     normalize: Normalize | None,
     weights: Path | None,
-    batch_size: int,
+    batch_size: int | None,
     limit: int | None = None,
     seed: int = 0,
+    model: nn.Module | None = None,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Sequence[Any]:
-    """Load batches of one split; insists on a normalization where weights were brought along."""
+    """Load batches of one split; insists on a normalization where weights were brought along.
+
+    Texts are tokenized as the folder of `model` says, in windows that it can read.
+    """
+    folder = None if model is None else source_folder(model)
+    if model is not None and folder is not None and ":" not in spec:
+        size = window or min(context_length(model) or DEFAULT_WINDOW, DEFAULT_WINDOW)
+        options: dict[str, Any] = {"tokenizer": load_tokenizer(folder), "window": size, "stride": stride}
+        return load_data(spec, split, batch_size=batch_size, limit=limit, seed=seed, **options)
     if normalize is None and weights is not None and ":" not in spec:
         raise DataError(
             "--weights were trained on images normalized in some way: say which with "

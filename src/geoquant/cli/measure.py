@@ -22,7 +22,10 @@ from geoquant.cli.inputs import (
     Model,
     NormalizeOption,
     Seed,
+    Task,
     Weights,
+    Window,
+    calibration_samples,
     pairs,
     read_batches,
     read_model,
@@ -137,8 +140,10 @@ def profile_command(
     output: Annotated[Path, typer.Option(help="Folder for profile.json.")],
     weights: Weights = None,
     normalize: NormalizeOption = None,
-    images: Images = 512,
-    batch_size: BatchSize = 128,
+    task: Task = None,
+    window: Window = None,
+    images: Images = None,
+    batch_size: BatchSize = None,
     grids: Grids = GRIDS,
     predictors: Predictors = ALL_PREDICTORS,
     only: Only = None,
@@ -150,11 +155,14 @@ def profile_command(
 ) -> None:
     """Measure what each (layer, grid) choice costs, and what the model is like.
 
-    Example: `geoquant profile geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
+    Examples: `geoquant profile geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --output prof/`
+
+    `geoquant profile stories260K/ --data tinystories/v2_train_head.txt --output prof/`
     """
-    net = read_model(model, weights, fold_batch_norm)
-    batches = read_batches(data, "train", normalize, weights, batch_size, images, seed)
+    net = read_model(model, weights, fold_batch_norm, task)
+    limit = calibration_samples(net, images)
+    batches = read_batches(data, "train", normalize, weights, batch_size, limit, seed, net, window)
     result = measure(net, batches, grids, predictors, only, exclude, seed, geometry)
     path = result.save(output)
     say(f"wrote {path}")

@@ -50,23 +50,27 @@ def read_parts(
     data: str,
     normalize: NormalizeOption,
     weights: Path | None,
-    batch_size: int,
+    batch_size: int | None,
     calibration: Sequence[Any],
     wanted: tuple[int, int],
     certify_on: str,
     seed: int,
+    model: nn.Module | None = None,
+    window: int | None = None,
 ) -> tuple[list[Any], list[Any]]:
     """Read the samples of the search and of the certificate, in whole batches after those of the calibration."""
     used = sum(count(batch) for batch in calibration)
     search, certify = wanted
     apart = certify_on != "train"
-    limit = used + batch_size + search + (0 if apart else certify + batch_size)
-    rest = list(read_batches(data, "train", normalize, weights, batch_size, limit, seed))[len(calibration) :]
+    whole = batch_size or max(count(batch) for batch in calibration)
+    limit = used + whole + search + (0 if apart else certify + whole)
+    options: dict[str, Any] = {"seed": seed, "model": model, "window": window}
+    rest = list(read_batches(data, "train", normalize, weights, batch_size, limit, **options))[len(calibration) :]
     chosen: list[Any] = []
     while rest and sum(count(batch) for batch in chosen) < search:
         chosen.append(rest.pop(0))
     if apart:
-        rest = list(read_batches(data, certify_on, normalize, weights, batch_size, certify, seed))
+        rest = list(read_batches(data, certify_on, normalize, weights, batch_size, certify, **options))
     sizes = [sum(count(batch) for batch in part) for part in (chosen, rest)]
     if 0 in sizes:
         raise DataError(

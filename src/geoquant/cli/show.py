@@ -87,13 +87,13 @@ def report_command(
         raise typer.BadParameter("accuracy against bytes needs both --model and --data")
     if model is not None and data is not None:
         net = read_model(model, weights)
-        batches = read_batches(data, "test", normalize, weights, 250, images)
+        batches = read_batches(data, "test", normalize, weights, None, images, model=net)
         chosen = comparison_plans(profile, [float(budget) for budget in split(budgets)])
         with progress.shown():
             points = sweep(net, chosen, batches)
             float_point = measure_point(net, None, batches, "float", "float32")
             if plans and tier_images:
-                few = read_batches(data, "train", normalize, weights, tier_images, tier_images, profile.seed)
+                few = read_batches(data, "train", normalize, weights, tier_images, tier_images, profile.seed, net)
                 falls = waterfalls(net, plans, few[0], tier_images)
     target = write_report(
         output,

@@ -1,4 +1,4 @@
-"""From what a user types to batches: names of data sets, folders, and callables of the user's own."""
+"""From what a user types to batches: names of data sets, folders, texts, and callables of the user's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from geoquant.data.embedded import digits
 from geoquant.data.hub import locate
 from geoquant.data.images import ImageSet, Normalize, pixel_statistics
 from geoquant.data.parquet import read_images, read_labels
+from geoquant.data.text import holds_text, is_text_table, load_text
+from geoquant.data.tokens import Tokenizer, text_batches
 from geoquant.errors import DataError, GeoquantError
 from geoquant.importing import import_named, is_spec
 
@@ -52,21 +54,27 @@ def load_data(
     split: str,
     *,
     normalize: Normalize = "dataset",
-    batch_size: int = 128,
+    batch_size: int | None = None,
     limit: int | None = None,
     seed: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Batches[Batch]:
     """Turn what a user named into batches.
 
     Args:
-        spec: what `load_images` takes, or ``package.module:callable`` or ``file.py:callable``. The callable
-            returns an iterable of batches, is told ``split=`` if it has such a parameter, and decides itself about
-            normalisation, batch size and order. Its batches are held in memory; those of images are not.
+        spec: what `load_images` or `load_text` take, or ``package.module:callable`` or ``file.py:callable``. The
+            callable returns an iterable of batches, is told ``split=`` if it has such a parameter, and decides
+            itself about normalisation, batch size and order. Its batches are held in memory; those of images are not.
         split: ``train`` for calibration, ``test`` for evaluation.
         normalize: see `ImageSet.tensors`.
-        batch_size: images per batch.
+        batch_size: images (128 by default) or windows of text (8 by default) per batch.
         limit: at most so many samples.
-        seed: draws images and order; None keeps the order of the files.
+        seed: draws images and order; None keeps the order of the files. Of text: only of the ``train`` split.
+        tokenizer: needed for text.
+        window: tokens that a language model reads at once, needed for text.
+        stride: see `geoquant.data.evaluation_windows`.
 
     Raises:
         DataError: there is no such data, or its batches are empty, not finite or of another form.
@@ -78,14 +86,20 @@ def load_data(
     text = str(spec)
     if is_spec(text):
         return _from_callable(import_named(text, DataError), text, split, limit)
-    if text.endswith(".txt"):
-        raise DataError(f"{text}: text files need a tokenizer; pass a callable that gives batches")
+    if holds_text(spec) or (tokenizer is not None and spec != "digits" and is_text_table(locate(spec, split).files)):
+        if tokenizer is None or window is None:
+            raise DataError(
+                f"{text}: text files need a tokenizer; pass a callable that gives batches, "
+                "or name a Hugging Face folder as the model"
+            )
+        options: dict[str, Any] = {"window": window, "stride": stride, "limit": limit, "seed": seed}
+        return text_batches(load_text(spec, split), split, tokenizer, batch_size=batch_size or 8, **options)
     if Path(spec).is_file():
         raise DataError(f"{text} is a file; expected the folder that holds {split}-*.parquet")
     images = load_images(spec, split)
     if normalize == "dataset" and images.statistics is None:
         images = replace(images, statistics=load_images(spec, "train").statistics)
-    return images.stream(batch_size, limit, seed, normalize)
+    return images.stream(batch_size or 128, limit, seed, normalize)
 
 
 def _from_callable(make: Callable[..., Any], spec: str, split: str, limit: int | None) -> Batches[Batch]:

@@ -1,4 +1,4 @@
-"""How do encoded images in parquet files become one uint8 array?
+"""How do encoded images in parquet files become one uint8 array, and text columns a list?
 
 Reads the Hub's layout: a column ``image`` or ``img`` that holds the bytes of an encoded image (or a struct
 with a field ``bytes``), and a column ``label``. All images of a set share one size; nothing is resized.
@@ -49,6 +49,30 @@ def read_labels(files: Sequence[Path]) -> NDArray[np.int64]:
     if labels.size and labels.min() < 0:
         raise DataError(f"{files[0].parent}: found the label {labels.min()}; expected 0, 1, … for every image")
     return labels
+
+
+def read_column_names(file: Path) -> list[str]:
+    """Return the names of the columns of one parquet file."""
+    with _reading(file) as source:
+        names: list[str] = list(source.schema_arrow.names)
+    return names
+
+
+def read_texts(files: Sequence[Path], column: str) -> list[str]:
+    """Return all rows of a column of strings; missing ones as empty strings.
+
+    Raises:
+        DataError: there is no such column, or it holds something else.
+    """
+    found: list[str] = []
+    for file in files:
+        with _reading(file) as source:
+            _require(file, source.schema_arrow.names, column)
+            values = source.read(columns=[column])[column]
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            raise DataError(f"{file}: '{column}' holds {values.type}; expected text")
+        found += [value or "" for value in values.to_pylist()]
+    return found
 
 
 def read_images(files: Sequence[Path], name: str) -> NDArray[np.uint8]:

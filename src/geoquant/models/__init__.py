@@ -19,11 +19,20 @@ from geoquant.models.lockstep import Arrival, walk_in_lockstep
 from geoquant.models.observation import Observation, observe
 from geoquant.models.operations import find_operations, is_traceable
 from geoquant.models.patches import has_patches, patches
+from geoquant.models.pretrained import (
+    TASKS,
+    context_length,
+    is_pretrained_folder,
+    load_pretrained,
+    load_tokenizer,
+    source_folder,
+)
 from geoquant.models.replay import Replay
 from geoquant.models.selection import fused_groups, select
 from geoquant.models.sites import Site, find_sites, get_weight, register_layer_type, set_weight_, temporarily
 
 __all__ = [
+    "TASKS",
     "Arrival",
     "Forward",
     "Inventory",
@@ -34,6 +43,7 @@ __all__ = [
     "apply_folds_",
     "batch_size",
     "check_finite",
+    "context_length",
     "evaluating",
     "find_operations",
     "find_sites",
@@ -44,8 +54,11 @@ __all__ = [
     "get_weight",
     "has_patches",
     "inference",
+    "is_pretrained_folder",
     "is_traceable",
     "load_model",
+    "load_pretrained",
+    "load_tokenizer",
     "load_weights_",
     "logits_of",
     "model_fingerprint",
@@ -58,6 +71,7 @@ __all__ = [
     "register_layer_type",
     "select",
     "set_weight_",
+    "source_folder",
     "stored_state",
     "take_inventory",
     "targets_of",

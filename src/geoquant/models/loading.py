@@ -1,4 +1,4 @@
-"""Where does a model come from: a callable that builds it, and a safetensors file for its weights?
+"""Where does a model come from: a callable that builds it and a safetensors file for its weights, or a folder?
 
 Nothing here executes code from a weights file: pickles are refused. Loading is strict, since a silently
 missing tensor is a random one, and it checks everything before it writes the first weight.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from geoquant.errors import FileFormatError, GeoquantError, ModelError, WeightsError
 from geoquant.importing import import_named
+from geoquant.models.pretrained import is_pretrained_folder, load_pretrained
 
 # Counters that only training reads: weights files leave them out, and they change no prediction.
 TRAINING_COUNTERS = ("num_batches_tracked",)
@@ -27,13 +28,14 @@ _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 _SHOWN = 3
 
 
-def load_model(spec: str, weights: Path | str | None = None) -> nn.Module:
+def load_model(spec: str, weights: Path | str | None = None, task: str | None = None) -> nn.Module:
     """Build the model that `spec` names and load its weights.
 
     Args:
-        spec: ``package.module:callable`` or ``file.py:callable``, called without arguments; a module object of
-            that name is taken as it is.
-        weights: a safetensors file (see `load_weights_`); the callable's own weights when None.
+        spec: a folder in the layout of the Hugging Face Hub (see `load_pretrained`), or ``package.module:callable`` or
+            ``file.py:callable``, called without arguments; a module object of that name is taken as it is.
+        weights: a safetensors file (see `load_weights_`); the callable's or the folder's own weights when None.
+        task: what a folder's model is for.
 
     Raises:
         ModelError: the spec names nothing, or what it names gives no module.
@@ -42,7 +44,12 @@ def load_model(spec: str, weights: Path | str | None = None) -> nn.Module:
     >>> type(load_model("geoquant.models.zoo:mlp3_mnist")).__name__
     'MLP'
     """
-    built = _built(import_named(spec, ModelError), spec)
+    if is_pretrained_folder(spec):
+        built = load_pretrained(spec, task)
+    elif task is not None:
+        raise ModelError(f"a task is there for Hugging Face folders, and '{spec}' is none (it has no config.json)")
+    else:
+        built = _built(import_named(spec, ModelError), spec)
     if weights is not None:
         load_weights_(built, weights)
     return built

@@ -1,0 +1,71 @@
+"""Language models on the command line: profile, allocate, quantize, evaluate, before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from geoquant.cli import main
+from language import TEXT, write_folder
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "net")
+    (tmp_path / "train.txt").write_text(TEXT[:800], encoding="utf-8")
+    (tmp_path / "test.txt").write_text(TEXT[800:1100], encoding="utf-8")
+    return tmp_path
+
+
+def test_profile_allocate_quantize_evaluate_a_folder(place, capsys):
+    net, train, test = (str(place / name) for name in ("net", "train.txt", "test.txt"))
+    few = ["--samples", "6", "--batch-size", "3", "--window", "24"]
+    code, out, err = run(
+        capsys, "profile", net, "--data", train, *few, "--no-geometry", "--output", str(place / "prof"), "--json"
+    )
+    assert code == 0, err
+    rows = json.loads(out)["tables"]["one_layer_kl"]
+    assert len(rows) == 1 + 2 * 7  # the tied head is no site of its own
+    assert rows[0][0] > rows[0][-1] > 0  # 2 bits of the embedding hurt more than 8
+    plan = str(place / "plan.json")
+    code, _, err = run(capsys, "allocate", str(place / "prof"), "--average-bits", "5", "--output", plan)
+    assert code == 0, err
+    for rounding in ("gptq", "nearest"):
+        out_folder = str(place / rounding)
+        settings = ["--plan", plan, "--rounding", rounding, "--output", out_folder, "--json"]
+        code, out, err = run(capsys, "quantize", net, "--data", train, *few, *settings)
+        assert code == 0, err
+        assert json.loads(out)["bytes"] == (place / rounding / "model.safetensors").stat().st_size
+    code, out, err = run(
+        capsys, "evaluate", out_folder, "--model", net, "--data", test, "--window", "24", "--stride", "8", "--json"
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["float"]["predictions"] == found["quantized"]["predictions"] == 300  # BOS predicts the first byte
+    assert found["float"]["perplexity"] != found["quantized"]["perplexity"]
+    code, out, err = run(capsys, "evaluate", net, "--data", test)
+    assert code == 0, err
+    assert "perplexity" in out
+
+
+def test_bad_input_is_one_sentence(place, capsys):
+    net = str(place / "net")
+    code, _, err = run(capsys, "evaluate", net, "--data", str(place / "absent.txt"))
+    assert code == 2
+    assert "no text file" in err
+    (place / "net" / "tokenizer.json").unlink()
+    (place / "net" / "tokenizer_config.json").unlink()
+    code, _, err = run(capsys, "evaluate", net, "--data", str(place / "test.txt"))
+    assert code == 2
+    assert "holds no tokenizer" in err
