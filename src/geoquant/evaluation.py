@@ -147,11 +147,10 @@ def evaluate(
         for index, batch in enumerate(batches):
             found = predict(model, batch, forward).float()
             targets, mask = _scored(batch, found, model)
-            loss = F.cross_entropy(found.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
             if reference is not None:
                 kl.add(*kl_per_sample(reference[index], found, prediction_mask(batch, found)))
             hits.add(*_mean_per_sample((found.argmax(-1) == targets).float(), mask))
-            losses.add(*_mean_per_sample(loss.view(targets.shape), mask))
+            losses.add(*_cross_entropy(found, targets, mask))
             predictions += int(mask.sum())
             advance()
     return Evaluation(hits.result(), losses.result(), predictions, None if reference is None else kl.result())
@@ -174,6 +173,23 @@ def accuracy_per_sample(logits: Tensor, batch: Any, model: nn.Module) -> Tensor:
     """
     targets, mask = _scored(batch, logits, model)
     return _mean_per_sample((logits.argmax(-1) == targets).float(), mask)[0]
+
+
+def cross_entropy_per_sample(logits: Tensor, batch: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy in nats, averaged inside each sample, and the predictions per sample, both (samples,).
+
+    Arguments and errors as in `accuracy_per_sample`.
+
+    >>> batch = (torch.zeros(2, 3), torch.tensor([1, 0]))
+    >>> cross_entropy_per_sample(torch.zeros(2, 2), batch, nn.Identity())[0].tolist()
+    [0.6931471824645996, 0.6931471824645996]
+    """
+    return _cross_entropy(logits.float(), *_scored(batch, logits, model))
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    loss = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=-100, reduction="none")
+    return _mean_per_sample(loss.view(targets.shape), mask)
 
 
 def _scored(batch: Any, logits: Tensor, model: nn.Module) -> tuple[Tensor, Tensor]:

@@ -42,3 +42,13 @@ def gaussian(like: Sequence[Tensor], seed: int, *key: int) -> list[Tensor]:
     """
     source = _generator(seed, *key)
     return [torch.randn(tuple(x.shape), generator=source, dtype=torch.float64).to(x) for x in like]
+
+
+def uniform(like: Sequence[Tensor], seed: int, *key: int) -> list[Tensor]:
+    """Return independent entries spread evenly over [−½, ½) in the shapes of `like`.
+
+    >>> float(uniform([torch.zeros(1000)], 0)[0].abs().max()) <= 0.5
+    True
+    """
+    source = _generator(seed, *key)
+    return [torch.rand(tuple(x.shape), generator=source, dtype=torch.float64).sub_(0.5).to(x) for x in like]
