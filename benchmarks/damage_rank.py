@@ -24,7 +24,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from common import parser, write_results
 from geoquant.cli.inputs import Normalize, read_batches, read_model
-from geoquant.evaluation import divergence
+from geoquant.evaluation import evaluate, logits
 from geoquant.grids import Grid
 from geoquant.models import take_inventory
 from geoquant.plan import Plan
@@ -116,6 +116,7 @@ class Bench:
         )
         first = -(-arguments.images // BATCH)
         self.calibration, self.held_out = batches[:first], batches[first:]
+        self.wanted = logits(self.model, self.held_out)
         grids = [arguments.family.format(bits) for bits in WIDTHS]
         unlabelled = [inputs for inputs, _ in self.calibration]
         self.subject = make_subject(self.model, unlabelled, grids=grids, seed=arguments.seed)
@@ -131,7 +132,8 @@ class Bench:
 
     def real(self, columns: Columns) -> dict[str, float]:
         """Deploy a plan and measure its KL to the float model on held-out images."""
-        found = divergence(self.model, self.deploy([self.subject.grids[column] for column in columns]), self.held_out)
+        deployed = self.deploy([self.subject.grids[column] for column in columns])
+        found = evaluate(deployed, self.held_out, reference=self.wanted).kl
         return {"kl": found.value, "stderr": found.stderr}
 
     def predictor(self, name: str, budget: float) -> Predict:

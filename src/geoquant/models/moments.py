@@ -1,10 +1,12 @@
 """What do a layer's inputs and outputs look like on the calibration data, in second and first moments?
 
-Sums are kept in float64 and taken batch by batch, so that memory does not grow with the data.
+Sums are kept in float64 and taken batch by batch, so that memory does not grow with the data. Neighbouring positions
+of a convolution show much the same: where there are far more of them than a moment needs, each sample gives some.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +22,10 @@ from geoquant.models.patches import has_patches, patches
 from geoquant.models.sites import Site
 
 
+ENOUGH = 128
+"""Positions of a convolution for each input of one output that a second moment is taken over, at least."""
+
+
 def second_moment(layer: nn.Module, arrivals: Sequence[Arrival]) -> Tensor | None:
     """Return E[x xᵀ] over everything that `layer` multiplies, (groups, fan_in, fan_in) float64.
 
@@ -31,13 +37,24 @@ def second_moment(layer: nn.Module, arrivals: Sequence[Arrival]) -> Tensor | Non
     """
     total: Tensor | None = None
     positions = 0
+    every = _thinning(layer, arrivals)
     for arrival in arrivals:
-        for block in patches(layer, first_input(arrival)):
+        for block in patches(layer, first_input(arrival), every):
             block = block.float()
             product = (block @ block.mT).double()
             total = product if total is None else total.add_(product)
             positions += block.shape[2]
     return None if total is None or positions == 0 else total / positions
+
+
+def _thinning(layer: nn.Module, arrivals: Sequence[Arrival]) -> int:
+    """Return how far apart positions of a convolution may lie so that enough remain."""
+    if not isinstance(layer, _ConvNd) or layer.transposed:
+        return 1
+    fan_in = layer.weight[0].numel()
+    inputs = sum(first_input(arrival).numel() for arrival in arrivals)
+    positions = inputs / layer.in_channels / math.prod(layer.stride)
+    return max(1, int((positions / (ENOUGH * fan_in)) ** (1 / len(layer.kernel_size))))
 
 
 def input_moment(layer: nn.Module, site: Site, arrivals: Sequence[Arrival]) -> Tensor | None:

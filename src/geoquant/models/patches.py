@@ -31,7 +31,7 @@ def has_patches(layer: nn.Module) -> bool:
     return _kind(layer) in ("linear", "conv", "conv_transpose")
 
 
-def patches(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
+def patches(layer: nn.Module, inputs: Tensor, every: int = 1) -> Iterator[Tensor]:
     """Yield blocks (groups, fan_in, positions) of everything that `layer` multiplies, given its `inputs`.
 
     Each block is bounded in memory. Channels of the matrix are split evenly among the groups, in order, and
@@ -40,6 +40,8 @@ def patches(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     Args:
         layer: one for which `has_patches`.
         inputs: what the layer is called with; convolutions also take inputs without a batch axis.
+        every: take one in so many of a convolution's output positions along each axis, other ones from sample to sample:
+            neighbours show much the same.
 
     >>> layer = nn.Conv1d(1, 1, 2)
     >>> next(patches(layer, torch.tensor([[1.0, 2.0, 3.0]]))).tolist()
@@ -53,7 +55,8 @@ def patches(layer: nn.Module, inputs: Tensor) -> Iterator[Tensor]:
     batched = inputs if inputs.dim() == len(layer.kernel_size) + 2 else inputs[None]
     for block in torch.split(batched, _samples(layer, batched)):
         windows = _transposed_windows(layer, block) if isinstance(layer, _ConvTransposeNd) else _windows(layer, block)
-        yield _flattened(windows, layer)
+        for phase in range(min(every, len(windows))):
+            yield _flattened(_thinned(windows[phase::every], len(layer.kernel_size), every, phase), layer)
 
 
 def _kind(layer: nn.Module) -> str:
@@ -120,6 +123,13 @@ def _strided(tensor: Tensor, steps: Any) -> Tensor:
     """Return a view of every n-th entry along each of the last axes."""
     index: tuple[Any, ...] = (..., *(slice(None, None, step) for step in steps))
     return tensor[index]
+
+
+def _thinned(windows: Tensor, axes: int, every: int, phase: int) -> Tensor:
+    """Keep one in `every` positions along each axis."""
+    steps = [min(every, size) for size in windows.shape[2 : 2 + axes]]
+    kept = (slice((phase + step // 2 * axis) % step, None, step) for axis, step in enumerate(steps))
+    return windows[(slice(None), slice(None), *kept)]
 
 
 def _flattened(windows: Tensor, layer: _ConvNd) -> Tensor:
