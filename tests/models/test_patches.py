@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from geoquant.models import find_sites, get_weight, has_patches, patches
+from geoquant.models import Arrival, find_sites, get_weight, has_patches, patches
+from geoquant.models.moments import ENOUGH, second_moment, thinning
 from geoquant.models.patches import CHUNK
 
 LAYERS = {
@@ -65,3 +66,24 @@ def test_blocks_are_bounded_and_together_everything(monkeypatch: pytest.MonkeyPa
 
 def test_layers_that_multiply_nothing_have_none() -> None:
     assert not any(has_patches(layer) for layer in (nn.Embedding(3, 3), nn.ReLU(), nn.MultiheadAttention(4, 2)))
+
+
+def test_thinned_positions_cover_every_row_and_column_alike() -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    image = torch.arange(81.0).reshape(1, 1, 9, 9)
+    seen = torch.cat([block.flatten() for block in patches(layer, image.repeat(6, 1, 1, 1), every=3)]).long()
+    assert len(seen) == 6 * 9
+    assert torch.bincount(seen // 9).tolist() == torch.bincount(seen % 9).tolist() == [6] * 9
+    assert next(patches(layer, image[..., :1, :1], every=3)).shape == (1, 1, 1)  # one position cannot be thinned away
+
+
+@pytest.mark.parametrize(("samples", "most"), [(2, 2 * 1024), (512, 512 * 1024 // 50)])
+def test_moments_thin_out_only_what_abounds(samples: int, most: int) -> None:
+    layer, inputs = nn.Conv2d(4, 4, 3, padding=1), torch.randn(samples, 4, 32, 32)
+    ones = sum(block.shape[2] for block in patches(layer, inputs, thinning(layer, [Arrival((inputs,), {})])))
+    assert min(samples * 1024, ENOUGH * 36) <= ones <= most
+    found = second_moment(layer, [Arrival((inputs,), {})])
+    assert found is not None
+    blocks = torch.cat(list(patches(layer, inputs)), 2)
+    whole = blocks @ blocks.mT / blocks.shape[2]
+    torch.testing.assert_close(found.float(), whole, atol=0.06, rtol=0)

@@ -37,7 +37,7 @@ def second_moment(layer: nn.Module, arrivals: Sequence[Arrival]) -> Tensor | Non
     """
     total: Tensor | None = None
     positions = 0
-    every = _thinning(layer, arrivals)
+    every = thinning(layer, arrivals)
     for arrival in arrivals:
         for block in patches(layer, first_input(arrival), every):
             block = block.float()
@@ -47,7 +47,7 @@ def second_moment(layer: nn.Module, arrivals: Sequence[Arrival]) -> Tensor | Non
     return None if total is None or positions == 0 else total / positions
 
 
-def _thinning(layer: nn.Module, arrivals: Sequence[Arrival]) -> int:
+def thinning(layer: nn.Module, arrivals: Sequence[Arrival]) -> int:
     """Return how far apart positions of a convolution may lie so that enough remain."""
     if not isinstance(layer, _ConvNd) or layer.transposed:
         return 1
