@@ -21,7 +21,6 @@ from geoquant.models.lockstep import Arrival
 from geoquant.models.patches import has_patches, patches
 from geoquant.models.sites import Site
 
-
 ENOUGH = 128
 """Positions of a convolution for each input of one output that a second moment is taken over, at least."""
 

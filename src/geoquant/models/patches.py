@@ -40,8 +40,7 @@ def patches(layer: nn.Module, inputs: Tensor, every: int = 1) -> Iterator[Tensor
     Args:
         layer: one for which `has_patches`.
         inputs: what the layer is called with; convolutions also take inputs without a batch axis.
-        every: take one in so many of a convolution's output positions along each axis, other ones from sample to sample:
-            neighbours show much the same.
+        every: take one in so many of a convolution's output positions along each axis, others from sample to sample.
 
     >>> layer = nn.Conv1d(1, 1, 2)
     >>> next(patches(layer, torch.tensor([[1.0, 2.0, 3.0]]))).tolist()
