@@ -227,3 +227,21 @@ def test_routing_after_the_changed_site_may_change() -> None:
 
     torch.manual_seed(0)
     check_exact(Routed(), X)
+
+
+@pytest.mark.parametrize("build", [InPlace, Remembers, Leaks, Shared])
+def test_replays_from_the_call_of_a_module_are_exact(build: Callable[[], nn.Module]) -> None:
+    """What hooks do to a module's input is seen by all that comes later, whichever module it is."""
+    torch.manual_seed(0)
+    model = build()
+    modules = list(model.modules())
+    with Replay(model, X, starts=modules) as replay:
+        for module in modules:
+            handle = module.register_forward_pre_hook(lambda _, args: (args[0] * 0.5,))
+            with inference(model):
+                expected = predict(model, X)
+            assert torch.equal(replay.run_from(module), expected)
+            handle.remove()
+            assert torch.equal(replay.run_from(module), replay.reference)
+        assert replay.fraction_from(model) == 1
+        assert replay.fraction_from(modules[-1]) <= 1

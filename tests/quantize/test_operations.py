@@ -83,6 +83,23 @@ def test_in_place_additions_still_write_in_place() -> None:
         torch.testing.assert_close(done(x), model.head(torch.relu(total).mean((2, 3))), rtol=0, atol=1e-6)
 
 
+def test_layers_and_operations_together() -> None:
+    """Rounding a layer's input adds a zero point; that addition is none of the model's."""
+    model, batches = small_net(), small_batches(3, 32)
+    wanted = {"stem": "int5:affine", "block": "int4:affine", "add:0": "int4:affine", "add:1": "int3:affine"}
+    done = quantize(model, uniform_plan(model, "fp32", activations=wanted), batches, norms="none")
+    scales, x = quantized_state(done).scales, batches[0][0]
+
+    def entering(value: Tensor, name: str) -> Tensor:
+        return ActivationGrid.parse(wanted[name]).quantize(value, scales[name])
+
+    assert all(each.scale > 0 for each in scales.values())
+    with inference(done), inference(model):
+        stem = torch.relu(model.norm(model.stem(entering(x, "stem"))))
+        total = entering(model.block(entering(stem, "block")), "add:0") + entering(stem, "add:1")
+        torch.testing.assert_close(done(x), model.head(torch.relu(total).mean((2, 3))), rtol=0, atol=1e-6)
+
+
 def test_an_error_inside_the_model_leaves_no_watch_behind() -> None:
     from geoquant.models.intercept import _RUNNING
 

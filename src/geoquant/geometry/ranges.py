@@ -88,7 +88,8 @@ class ActivationRange:
         # With outliers on both sides each end alone has local minima: first look at all pairs, coarsely.
         rough = self.histogram.coarser(0.05).clip_error
         shares = [1.25**-step for step in range(40)]
-        ranked = sorted(product(shares, shares), key=lambda pair: rough(pair[0] * bottom, pair[1] * top, levels))
+        ends = (shares if bottom < 0 else [1.0], shares if top > 0 else [1.0])
+        ranked = sorted(product(*ends), key=lambda pair: rough(pair[0] * bottom, pair[1] * top, levels))
         found = [self._descended(bottom, top, levels, *pair) for pair in ranked[:3]]
         return min(found, key=lambda ends: error(ends[0], ends[1], levels))
 
@@ -160,13 +161,13 @@ def activation_ranges(
     leaves = [name for name, module in model.named_modules() if not any(module.children())]
     known = [name for name, _ in model.named_modules()]
     chosen = leaves if modules is None else list(select(known, modules))
-    tallies: dict[str, _Tally] = {}
+    tallies: dict[str, RangeTally] = {}
     with task("activation ranges", len(batches)) as advance, inference(model):
         for batch in batches:
             samples = batch_size(batch)
 
             def keep(name: str, values: Tensor, samples: int = samples) -> None:
-                tallies.setdefault(name, _Tally()).add(name, values, samples)
+                tallies.setdefault(name, RangeTally()).add(name, values, samples)
 
             with hooked(model, chosen, side, keep):
                 predict(model, batch, forward)
@@ -191,7 +192,7 @@ def range_of(tensors: Iterable[Tensor], name: str = "") -> ActivationRange:
     >>> range_of([torch.tensor([1.0, 2.0]), torch.tensor([-1.0])]).highest
     2.0
     """
-    tally = _Tally()
+    tally = RangeTally()
     for tensor in tensors:
         tally.add(name, tensor.detach(), len(tensor) if tensor.dim() > 0 else 1)
     return tally.result()
@@ -241,8 +242,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-class _Tally:
-    """Running extremes, moments, norms and histogram of one module's activations."""
+class RangeTally:
+    """Running extremes, moments, norms and histogram of tensors that come one after another."""
 
     anchor: Tensor | None = None
     lowest, highest = math.inf, -math.inf
@@ -253,6 +254,7 @@ class _Tally:
         self.counter = Counter()
 
     def add(self, name: str, values: Tensor, samples: int) -> None:
+        """Take in one tensor of `samples` samples; `DataError`, which says `name`, where it is not finite."""
         double = values.double()
         if not bool(double.isfinite().all()):
             raise DataError(f"the activations of '{name or 'the model'}' hold NaN or Inf on the calibration data")
@@ -271,7 +273,10 @@ class _Tally:
             self.reach = max(self.reach, float((rows - self.anchor).norm(dim=1).max()))
 
     def result(self) -> ActivationRange:
-        """Every sample lies within `reach` of the first one, so the diameter is between reach and twice that."""
+        """Return the range so far; at least one tensor must have come.
+
+        Every sample lies within `reach` of the first one, so the diameter is between reach and twice that.
+        """
         return ActivationRange(
             self.lowest,
             self.highest,

@@ -13,6 +13,7 @@ so `Grid.parse(name)` and `str(grid)` are inverse to each other, with defaults l
 """
 
 from geoquant.grids.activation import RANGE_METHODS, ActivationGrid, ActivationScale
+from geoquant.grids.activation_quantizer import NOT_SEEN, ActivationQuantizer
 from geoquant.grids.cost import Storage, StoredTensor
 from geoquant.grids.floats import Float
 from geoquant.grids.formats import FORMATS, Binary, Defaults, Integer, LevelSet, NumberFormat, Ternary, clip_limits
@@ -26,11 +27,13 @@ from geoquant.grids.ste import straight_through
 
 __all__ = [
     "FORMATS",
+    "NOT_SEEN",
     "RANGE_METHODS",
     "SCALE_DTYPES",
     "SCALINGS",
     "TRIT_BITS",
     "ActivationGrid",
+    "ActivationQuantizer",
     "ActivationScale",
     "Binary",
     "Defaults",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from geoquant.errors import ModelError
-from geoquant.models.intercept import Rounders, rounders_of_operation, watch_operations_
+from geoquant.models.intercept import Rounders, rounders_of_operation, unwatched, watch_operations_
 from geoquant.models.inventory import Inventory
 from geoquant.models.operations import find_operations
 from geoquant.models.sites import Site
@@ -29,9 +29,13 @@ class _InputHook:
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
-            return ((self.rounder(args[0]), *args[1:]), kwargs) if isinstance(args[0], Tensor) else None
+            return ((self._rounded(args[0]), *args[1:]), kwargs) if isinstance(args[0], Tensor) else None
         first = next((name for name, value in kwargs.items() if isinstance(value, Tensor)), None)
-        return None if first is None else (args, {**kwargs, first: self.rounder(kwargs[first])})
+        return None if first is None else (args, {**kwargs, first: self._rounded(kwargs[first])})
+
+    def _rounded(self, value: Tensor) -> Any:
+        with unwatched():
+            return self.rounder(value)
 
 
 class _AttentionHook:
@@ -45,7 +49,8 @@ class _AttentionHook:
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         entered = [*args[:3], *(kwargs[name] for name in self.names[len(args) :])]
         different = {id(entered[place]): entered[place] for place in self.places}
-        rounded = self.rounder(*different.values())
+        with unwatched():
+            rounded = self.rounder(*different.values())
         parts = dict(zip(different, rounded if len(different) > 1 else [rounded], strict=True))
         entered = [parts.get(id(each), each) if place in self.places else each for place, each in enumerate(entered)]
         named = {name: each for name, each in zip(self.names, entered, strict=True) if name in kwargs}
@@ -75,20 +80,15 @@ def round_entering_(model: nn.Module, sites: Sequence[Site], rounders: Rounders)
     >>> model(torch.tensor([[0.8]])).item()
     1.0
     """
-    known = {site.name: site for site in sites}
-    operations = {name: rounder for name, rounder in rounders.items() if name not in known}
-    _check_known(model, list(operations))
-    handles = []
-    for name, rounder in rounders.items():
-        for owner, parameter in owners(model, known[name]) if name in known else ():
-            handles.append(owner.register_forward_pre_hook(_hook(owner, parameter, rounder), with_kwargs=True))
-    return [*handles, *(watch_operations_(model, operations) if operations else ())]
+    known = {site.name for site in sites}
+    _check_known(model, [name for name in rounders if name not in known])
+    return _install(model, sites, rounders)
 
 
 @contextmanager
 def rounded_entering(model: nn.Module, sites: Sequence[Site], rounders: Rounders) -> Iterator[None]:
-    """Do as `round_entering_` for a while."""
-    handles = round_entering_(model, sites, rounders)
+    """Do as `round_entering_` for a while; operations are not looked for, as that takes a trace of the model."""
+    handles = _install(model, sites, rounders)
     try:
         yield
     finally:
@@ -130,6 +130,16 @@ def refusal(site: Site, inventory: Inventory) -> str:
     if last == "out_proj" and parent in attentions:
         return "torch's MultiheadAttention multiplies it inside one operation, where nothing can be put in between"
     return ""
+
+
+def _install(model: nn.Module, sites: Sequence[Site], rounders: Rounders) -> list[RemovableHandle]:
+    known = {site.name: site for site in sites}
+    handles = []
+    for name, rounder in rounders.items():
+        for owner, parameter in owners(model, known[name]) if name in known else ():
+            handles.append(owner.register_forward_pre_hook(_hook(owner, parameter, rounder), with_kwargs=True))
+    operations = {name: rounder for name, rounder in rounders.items() if name not in known}
+    return [*handles, *(watch_operations_(model, operations) if operations else ())]
 
 
 def _hook(owner: nn.Module, parameter: str, rounder: Callable[..., Any]) -> Callable[..., Any]:

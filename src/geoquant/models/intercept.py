@@ -8,7 +8,8 @@ module, its kind, and how many of the kind came before in the same call.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +114,16 @@ def watch_operations_(model: nn.Module, rounders: Rounders) -> list[RemovableHan
         handles.append(module.register_forward_pre_hook(_Enter(key, path, own), prepend=True))
         handles.append(module.register_forward_hook(_Leave(key), always_call=True))
     return handles
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Let what is computed meanwhile pass: additions inside a layer's own rounder are none of the model's."""
+    _RUNNING.frames.append(_Frame(None, "", {}))
+    try:
+        yield
+    finally:
+        _RUNNING.frames.pop()
 
 
 def rounders_of_operation(hook: object) -> list[Callable[..., Any]]:

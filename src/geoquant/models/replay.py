@@ -1,15 +1,16 @@
-"""What do the logits become when one weight changes, without running again what comes before it?
+"""What do the logits become when one weight, or one layer's input, changes, without running again what comes before?
 
 The outputs of module calls are recorded on one forward of a batch. When a site changes, every call that
 ended before the site's weight is first read returns its recording, outermost calls first; all else runs.
-So a change in a late layer costs a late layer. Works for any forward signature, shared modules, in-place
+So a change in a late layer costs a late layer. What happens inside a module's call, such as hooks that change its
+input, is replayed from where that call begins. Works for any forward signature, shared modules, in-place
 operations and Hugging Face models; where it cannot be exact it runs the whole model and says so
 (`Replay.exact_prefix`). It is blind to prefixes that talk through plain Python state instead of tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -40,13 +41,17 @@ class Replay:
     True 0.333
     """
 
-    def __init__(self, model: nn.Module, batch: Any, forward: Forward | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, batch: Any, forward: Forward | None = None, starts: Iterable[nn.Module] = ()
+    ) -> None:
+        """Run `model` twice on `batch`; `starts` are the modules that `run_from` will be asked for."""
         self._model, self._batch, self._forward = model, batch, forward
         self._outputs: dict[int, Any] = {}
         self._closed = False
         with evaluating(model), torch.no_grad():
             self._seen = observe(model, batch, forward) if _is_eager(model) else Observation()
             self._first_read = _first_reads(model, self._seen)
+            self._first_call = _first_calls(self._seen, {id(module) for module in starts})
             self.reference: Tensor = self._record()
             self.exact_prefix: bool = self._verify()
 
@@ -61,9 +66,32 @@ class Replay:
         with evaluating(self._model), torch.no_grad():
             return self._run_from(self._start_of(sites))
 
+    def run_from(self, *modules: nn.Module) -> Tensor:
+        """Return the logits when nothing has changed before the first call of any of `modules`.
+
+        Args:
+            modules: among the `starts` of this replay; one that is never called makes it a full forward.
+
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> replay = Replay(model, torch.ones(3, 4), starts=[model[2]])
+        >>> handle = model[2].register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]),))
+        >>> bool((replay.run_from(model[2]) == model[2].bias).all()), round(replay.fraction_from(model[2]), 3)
+        (True, 0.333)
+        """
+        if self._closed:
+            raise ModelError("this Replay is closed; make a new one for the batch")
+        with evaluating(self._model), torch.no_grad():
+            return self._run_from(self._start_at(modules))
+
     def fraction(self, *sites: Site) -> float:
         """Return the share of a full forward's FLOPs that `run(*sites)` costs, in [0, 1]."""
-        start = self._start_of(sites)
+        return self._share(self._start_of(sites))
+
+    def fraction_from(self, *modules: nn.Module) -> float:
+        """Return the share of a full forward's FLOPs that `run_from(*modules)` costs, in [0, 1]."""
+        return self._share(self._start_at(modules))
+
+    def _share(self, start: int | None) -> float:
         if start is None or self._seen.flops == 0:
             return 1.0
         saved = sum(self._seen.calls[index].flops for index in self._seen.replaced_before(start))
@@ -91,9 +119,19 @@ class Replay:
         known = [tick for tick in ticks if tick is not None]
         return min(known) if self.exact_prefix and known and len(known) == len(ticks) else None
 
+    def _start_at(self, modules: tuple[nn.Module, ...]) -> int | None:
+        """Return the tick at which the first call of `modules` begins; None when only a full forward is safe."""
+        ticks = [self._first_call.get(id(module)) for module in modules]
+        known = [tick for tick in ticks if tick is not None]
+        return min(known) if self.exact_prefix and known and len(known) == len(ticks) else None
+
+    def _ticks(self) -> set[int]:
+        """Return every tick that a run may start at."""
+        return {tick for tick in self._first_read.values() if tick is not None} | set(self._first_call.values())
+
     def _record(self) -> Tensor:
         """Run the model as it is and keep the outputs that some start needs; return the logits."""
-        starts = {tick for tick in self._first_read.values() if tick is not None}
+        starts = self._ticks()
         needed = {index for start in starts for index in self._seen.replaced_before(start)}
         if not needed:
             return predict(self._model, self._batch, self._forward).detach().clone()
@@ -107,7 +145,7 @@ class Replay:
 
     def _verify(self) -> bool:
         """Whether the latest possible start reproduces the reference bit for bit."""
-        ticks = [tick for tick in self._first_read.values() if tick is not None]
+        ticks = self._ticks()
         if not self._seen.calls or not ticks:
             return False
         logits = self._replayed(max(ticks))
@@ -185,6 +223,15 @@ def _copied(output: Any, call: Call) -> Any:
 def _first_reads(model: nn.Module, seen: Observation) -> dict[str, int | None]:
     """Map every parameter's name to the tick at which its memory was first read."""
     return {name: seen.first_read(tensor) for name, tensor in model.named_parameters(remove_duplicate=False)}
+
+
+def _first_calls(seen: Observation, wanted: set[int]) -> dict[int, int]:
+    """Map the identity of each wanted module to the tick at which it was first called."""
+    found: dict[int, int] = {}
+    for call in seen.calls:
+        if id(call.module) in wanted:
+            found.setdefault(id(call.module), call.start)
+    return found
 
 
 def _is_eager(model: nn.Module) -> bool:

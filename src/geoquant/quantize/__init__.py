@@ -1,7 +1,8 @@
 """Carrying out a plan on a model: rounding, norm correction, refinement, and what the model remembers of it."""
 
 from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
-from geoquant.quantize.activations import ActivationQuantizer, left_in_float, quantizers_of
+from geoquant.grids import ActivationQuantizer
+from geoquant.quantize.activations import left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_

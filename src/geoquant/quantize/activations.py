@@ -10,75 +10,14 @@ and named in `QuantizedState.in_float`: what torch computes inside one operation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from geoquant.geometry import ActivationRange
-from geoquant.geometry.clipping import fit_scale
-from geoquant.grids import ActivationGrid, ActivationScale
+from geoquant.grids import ActivationScale
+from geoquant.grids.activation_quantizer import NOT_SEEN, ActivationQuantizer
 from geoquant.models import is_traceable
 from geoquant.models.entering import refusal, round_entering_, rounders_in
 from geoquant.plan import Plan
-
-NOT_SEEN = ActivationScale(0.0)
-
-
-class ActivationQuantizer(nn.Module):
-    """Rounds tensors to an activation grid; passes them on while a static scale is not known.
-
-    Attributes:
-        grid: where to.
-        scale: static scale; `NOT_SEEN` before calibration, where nothing arrived, or nothing but zeros.
-        by_sample: whether a token is a whole sample, as for convolutions.
-        stretch: while the scale is being learned, what it moves by: scale · (1 + stretch). None otherwise.
-
-    >>> quantizer = ActivationQuantizer(ActivationGrid.parse("int2:affine:dynamic"))
-    >>> import torch
-    >>> quantizer(torch.tensor([0.0, 0.8, 3.0])).tolist()
-    [0.0, 1.0, 3.0]
-    """
-
-    def __init__(
-        self, grid: ActivationGrid, scale: ActivationScale = NOT_SEEN, by_sample: bool = False, name: str = ""
-    ) -> None:
-        super().__init__()
-        self.grid, self.scale, self.by_sample, self.name = grid, scale, by_sample, name
-        self.stretch: nn.Parameter | None = None
-
-    def forward(self, *values: Tensor) -> Any:
-        """Return the rounded tensor, or a tuple of them; tensors of integers are returned as they came."""
-        rounded = tuple(self._round(each) for each in values)
-        return rounded[0] if len(rounded) == 1 else rounded
-
-    def _round(self, values: Tensor) -> Tensor:
-        if not values.is_floating_point() or values.numel() == 0:
-            return values
-        if self.grid.dynamic:
-            return self.grid.quantize_dynamically(values, self.by_sample)
-        if self.scale.scale == 0:
-            return values
-        if self.stretch is not None:
-            return self.grid.quantize_learnably(values, self.scale.scale * (1 + self.stretch), self.scale.zero)
-        return self.grid.quantize(values, self.scale)
-
-    def start_learning_(self, device: torch.device) -> nn.Parameter | None:
-        """Make the scale learnable from now on; None where there is no static scale."""
-        if not self.grid.dynamic and self.scale.scale != 0:
-            self.stretch = nn.Parameter(torch.zeros((), device=device))
-        return self.stretch
-
-    def stop_learning_(self) -> None:
-        """Hold the scale where it is now, as a float32."""
-        if self.stretch is not None:
-            moved = self.scale.scale * (1 + self.stretch.detach().clamp(min=-0.9))
-            self.scale, self.stretch = replace(self.scale, scale=float(moved)), None
-
-    def fit_(self, seen: ActivationRange) -> None:
-        """Take the static scale that the grid's range method finds for the values `seen`."""
-        self.scale = fit_scale(seen, self.grid)
 
 
 def install_(

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from geoquant.data import collect
 from geoquant.errors import PlanError
 from geoquant.geometry import range_of
+from geoquant.geometry.clipping import fit_scale
 from geoquant.geometry.ranges import hooked
-from geoquant.grids import Grid, QuantizedMatrix
+from geoquant.grids import ActivationQuantizer, Grid, QuantizedMatrix
 from geoquant.models import (
     Arrival,
     Forward,
@@ -38,7 +39,7 @@ from geoquant.models.entering import owners
 from geoquant.models.moments import input_moment, moment_of_all_calls
 from geoquant.plan import Plan
 from geoquant.progress import task
-from geoquant.quantize.activations import ActivationQuantizer, install_, left_in_float, quantizers_of
+from geoquant.quantize.activations import install_, left_in_float, quantizers_of
 from geoquant.quantize.correction import (
     FloatRecord,
     correct_bias_,
@@ -223,12 +224,12 @@ class _Walk:
             with inference(self._model), hooked(self._model, names, "inputs", lambda _, x: seen.append(x.clone())):  # noqa: B023
                 for batch in batches:
                     predict(self._model, batch, forward)
-            quantizer.fit_(range_of(seen, site.name))
+            quantizer.scale = fit_scale(range_of(seen, site.name), quantizer.grid)
 
     def _fit(self, quantizer: ActivationQuantizer, arrivals: Sequence[Arrival]) -> None:
         tensors = [each for arrival in arrivals for each in arrival.args if each.is_floating_point() and each.numel()]
         if quantizer.scale.scale == 0 and tensors:
-            quantizer.fit_(range_of(tensors, quantizer.name))
+            quantizer.scale = fit_scale(range_of(tensors, quantizer.name), quantizer.grid)
 
     def _visit(self, station: nn.Module, arrivals: Sequence[Arrival]) -> None:
         if isinstance(station, ActivationQuantizer):

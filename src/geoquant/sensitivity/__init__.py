@@ -13,6 +13,7 @@ from geoquant.sensitivity.kfac import KFac
 from geoquant.sensitivity.marginal_kl import Deploy, MarginalKL, Marginals
 from geoquant.sensitivity.modelopt_gradient import ModelOptGradient
 from geoquant.sensitivity.nmse import Nmse
+from geoquant.sensitivity.one_input_kl import ActivationTable, activation_cost, find_activations, measure_activations
 from geoquant.sensitivity.one_layer_kl import OneLayerKL
 from geoquant.sensitivity.operating_point import stored_bits, thrifty_columns
 from geoquant.sensitivity.profiling import (
@@ -31,6 +32,7 @@ __all__ = [
     "DEFAULT_GRIDS",
     "DEFAULT_PREDICTORS",
     "PREDICTORS",
+    "ActivationTable",
     "Caq",
     "ConditionNumber",
     "DamageTable",
@@ -56,10 +58,13 @@ __all__ = [
     "SpectralNorm",
     "Subject",
     "WeightError",
+    "activation_cost",
     "caq_constants",
     "composed_log_error",
+    "find_activations",
     "gauss_newton_shifts",
     "make_subject",
+    "measure_activations",
     "parse_profile",
     "profile",
     "stored_bits",

@@ -20,13 +20,14 @@ from geoquant import storage
 from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError, suggest
 from geoquant.geometry import ModelGeometry, measure_geometry
-from geoquant.grids import Grid
+from geoquant.grids import ActivationGrid, Grid
 from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
+from geoquant.sensitivity.one_input_kl import LAYERS, ActivationTable, find_activations, measure_activations
 from geoquant.sensitivity.operations import multiplications
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
 
-# Version 2 may hold geometry, version 3 multiplications; older ones, which never do, are read as well.
-PROFILE_VERSION = 3
+# Version 2 may hold geometry, version 3 multiplications, version 4 damages of activations; older ones are read as well.
+PROFILE_VERSION = 4
 
 # A scale of either sign costs no storage and lets each channel choose the side of its extra level.
 DEFAULT_GRIDS = tuple(f"int{bits}:mse-signed" for bits in range(2, 9))
@@ -48,6 +49,7 @@ class Profile:
         seconds: wall time per predictor; left out of comparisons, two runs never agree on it.
         geometry: what the model is like on the same data; None when it was not measured.
         macs: multiply-accumulates of each site of the inventory for one sample; empty when they were not counted.
+        activations: damage of each (activation site, activation grid); None when it was not measured.
     """
 
     inventory: Inventory
@@ -58,6 +60,7 @@ class Profile:
     seconds: tuple[float, ...] = field(compare=False)
     geometry: ModelGeometry | None = None
     macs: tuple[int, ...] = ()
+    activations: ActivationTable | None = None
 
     def table(self, predictor: str | None = None) -> DamageTable:
         """Return the table of `predictor` (the first one when None)."""
@@ -73,7 +76,8 @@ class Profile:
     @property
     def cost(self) -> float:
         """Forward-equivalents spent on all tables."""
-        return sum(table.cost for table in self.tables)
+        tables = [*self.tables, *([] if self.activations is None else [self.activations.damages])]
+        return sum(table.cost for table in tables)
 
     def save(self, folder: Path | str) -> Path:
         """Write ``profile.json`` into `folder`, atomically; return its path."""
@@ -130,6 +134,8 @@ def profile(
     forward: Forward | None = None,
     seed: int = 0,
     geometry: bool = False,
+    activations: Sequence[str | ActivationGrid] = (),
+    activation_sites: Sequence[str] = (LAYERS,),
 ) -> Profile:
     """Measure what each (layer, grid) choice costs `model`; the model is left as it was.
 
@@ -144,6 +150,9 @@ def profile(
         seed: of every random draw.
         geometry: measure traces, norms, spectrum and curvature as well (see `geoquant.geometry.measure_geometry`);
             plans do not need it, people do.
+        activations: activation grids to measure too, one activation at a time, so that plans can choose among them.
+        activation_sites: where: names or ``re:`` patterns of layers, whose inputs are meant, and of operands of
+            operations (``"re:.*"`` for all of both); the inputs of all layers by default.
 
     Raises:
         DataError: the calibration set is empty or not finite.
@@ -152,14 +161,17 @@ def profile(
     """
     chosen = [PREDICTORS[name] for name in predictors]
     subject = make_subject(model, calibration, grids=grids, only=only, exclude=exclude, forward=forward, seed=seed)
+    inventory = take_inventory(model)
+    wanted = tuple(dict.fromkeys(ActivationGrid.parse(str(grid)) for grid in activations))
+    entering = find_activations(model, inventory, activation_sites) if wanted else ()
     tables, seconds = zip(*(_timed(predictor, subject) for predictor in chosen), strict=True)
     names = tuple(str(grid) for grid in subject.grids)
     found = None
     if geometry:
         found = measure_geometry(model, subject.batches, subject.sites, forward=forward, seed=seed)
-    inventory = take_inventory(model)
     macs = multiplications(model, inventory.sites, subject.batches[0], forward)
-    return Profile(inventory, names, tables, fingerprint(subject.batches), seed, seconds, found, macs)
+    inputs = measure_activations(model, entering, wanted, subject.batches, forward) if entering else None
+    return Profile(inventory, names, tables, fingerprint(subject.batches), seed, seconds, found, macs, inputs)
 
 
 def make_subject(
