@@ -1,0 +1,125 @@
+"""What is remembered of the measurements of a run, for the schedule to decide on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoquant.training.optimizer_state import local
+from geoquant.training.products import LowPrecisionLayer
+from geoquant.training.ranks import agreed, is_sharded
+from geoquant.training.schedules.protocol import LayerFacts
+
+DECAY = 0.9  # of the running mean of ‖g‖² over steps
+KEPT = 0.5  # share of the old curvature in a new measurement: averages the random signs of one product
+
+
+class Facts:
+    """Running means of gradient norms, and the last measurements.
+
+    Attributes:
+        initial: the facts when the first gradients had been seen.
+        coupling: row i, column j: ‖H_ij u_j‖; None before the first measurement.
+    """
+
+    def __init__(self, layers: Sequence[LowPrecisionLayer]) -> None:
+        self._layers = layers
+        self._squares: Tensor | None = None
+        self._curvature: list[float] | None = None
+        self._noise: tuple[list[float], list[float]] | None = None
+        self.coupling: list[list[float]] | None = None
+        self.initial: dict[str, LayerFacts] = {}
+
+    def squares(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return ‖g_i‖² of the local parts, (layers,), 0 where there is none, without waiting for the device."""
+        present = [local(g) for g in gradients if g is not None]
+        norms = iter(torch._foreach_norm(present) if present else ())
+        device = present[0].device if present else torch.device("cpu")
+        each = [torch.zeros((), device=device) if g is None else next(norms).float() for g in gradients]
+        return torch.stack(each).square()
+
+    def see(self, squares: Tensor) -> None:
+        """Take the squared gradient norms of a step into the running mean."""
+        if self._squares is None:
+            self._squares = squares
+            self.initial = self.layers()
+        else:
+            self._squares = DECAY * self._squares + (1 - DECAY) * squares
+
+    def set_curvature(self, values: Sequence[float]) -> None:
+        """Take a new measurement of κ_i into its mean with the old ones."""
+        old = self._curvature or values
+        self._curvature = [KEPT * before + (1 - KEPT) * now for before, now in zip(old, values, strict=True)]
+        self._complete_initial()
+
+    def set_coupling(self, columns: dict[int, list[float]]) -> None:
+        """Replace columns of the coupling."""
+        if self.coupling is None:
+            self.coupling = [[0.0] * len(self._layers) for _ in self._layers]
+        for j, column in columns.items():
+            for i, value in enumerate(column):
+                self.coupling[i][j] = value
+
+    def set_noise(self, noise: list[float], exact: list[float]) -> None:
+        """Keep the last ‖e_i‖ and ‖∇f_i‖."""
+        self._noise = noise, exact
+
+    def coupling_matrix(self) -> tuple[tuple[float, ...], ...] | None:
+        """Return the coupling as a frozen value."""
+        return None if self.coupling is None else tuple(map(tuple, self.coupling))
+
+    def layers(self) -> dict[str, LayerFacts]:
+        """Return the facts of every layer, the same on every rank."""
+        weights = [local(layer.weight) for layer in self._layers]
+        shared = is_sharded(self._layers[0].weight)
+        how = "sum" if shared else "mean"
+        if self._squares is None:
+            return {layer.name: LayerFacts(self._count(layer)) for layer in self._layers}
+        with torch.no_grad():
+            sizes = torch.stack(torch._foreach_norm(weights)).double().square().tolist()
+            spans = [2 * float(w.abs().amax()) if w.numel() else 0.0 for w in weights]
+        squares, sizes = agreed(self._squares.double().tolist(), how), agreed(sizes, how)
+        spans = agreed(spans, "max")
+        return {
+            layer.name: LayerFacts(
+                self._count(layer),
+                math.sqrt(squares[i]),
+                math.sqrt(sizes[i]),
+                spans[i],
+                None if self._curvature is None else self._curvature[i],
+                None if self._noise is None else self._noise[0][i],
+                None if self._noise is None else self._noise[1][i],
+            )
+            for i, layer in enumerate(self._layers)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain numbers."""
+        return {
+            "squares": None if self._squares is None else self._squares.tolist(),
+            "curvature": self._curvature,
+            "noise": self._noise,
+            "coupling": self.coupling,
+            "initial": {name: asdict(facts) for name, facts in self.initial.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` was."""
+        device = self._layers[0].weight.device
+        squares = state["squares"]
+        self._squares = None if squares is None else torch.tensor(squares, device=device)
+        self._curvature, self.coupling = state["curvature"], state["coupling"]
+        self._noise = None if state["noise"] is None else (state["noise"][0], state["noise"][1])
+        self.initial = {name: LayerFacts(**facts) for name, facts in state["initial"].items()}
+
+    def _count(self, layer: LowPrecisionLayer) -> int:
+        return int(layer.weight.numel())
+
+    def _complete_initial(self) -> None:
+        if self.initial and next(iter(self.initial.values())).curvature is None:
+            self.initial = self.layers()

@@ -1,0 +1,138 @@
+"""What does a schedule see, and what does it answer?
+
+A schedule is a frozen value. Asked at a moment of training, with what was measured up to then, it proposes a
+precision for every layer, each with its reason. It keeps nothing between moments: what has to be remembered
+(measurements, the present assignment, how often a change was proposed) is in the moment, so that a run resumes
+exactly. Hysteresis is not the schedule's business either: `geoquant.training.adaptive` raises precision at once and
+lowers it when the wish has held for `patience` decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from geoquant.errors import GeoquantError
+from geoquant.registry import Registry
+from geoquant.training.precision import Assignment, LayerPrecision
+
+# What a schedule may ask to be measured before it decides.
+NORMS, CURVATURE, COUPLING, NOISE = "norms", "curvature", "coupling", "noise"
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What is known of a layer at a moment. What was not measured yet, or not asked for, is None.
+
+    Attributes:
+        weights: their number.
+        gradient_norm: root mean square over recent steps of ‖g_i‖, the norm of the minibatch gradient of its weights.
+        weight_norm: ‖θ_i‖.
+        span: the range R_i of its weights, 2·max|w|.
+        curvature: κ_i, the largest eigenvalue met of the layer's own Hessian block.
+        noise: ‖e_i‖, how far the gradient in few bits was from the one in float32, on the same samples.
+        exact_gradient_norm: ‖∇f_i‖ in float32 on those samples.
+    """
+
+    weights: int
+    gradient_norm: float | None = None
+    weight_norm: float | None = None
+    span: float | None = None
+    curvature: float | None = None
+    noise: float | None = None
+    exact_gradient_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a schedule decides on.
+
+    Attributes:
+        step: optimizer steps done.
+        steps_per_epoch: None when the caller did not say.
+        total_steps: None when the caller did not say.
+        assignment: the precision of every layer now.
+        layers: facts per layer, in the order of the model.
+        coupling: (k, k) norms ‖H_ij u_j‖ for unit moves u_j of layer j, in that order; None when not measured.
+        initial: facts at the first measurement, to compare with.
+    """
+
+    step: int
+    steps_per_epoch: int | None
+    total_steps: int | None
+    assignment: Assignment
+    layers: Mapping[str, LayerFacts]
+    coupling: tuple[tuple[float, ...], ...] | None = None
+    initial: Mapping[str, LayerFacts] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A precision for one layer, and why."""
+
+    precision: LayerPrecision
+    reason: str
+
+
+class Schedule(Protocol):
+    """Decides precision during training. A frozen value."""
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels it chooses from, ascending; a NaN raises precision along them."""
+        ...
+
+    @property
+    def every(self) -> int:
+        """Steps between decisions."""
+        ...
+
+    @property
+    def patience(self) -> int:
+        """Decisions in a row that must wish for fewer bits before they are given."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What is measured before a decision: any of ``norms``, ``curvature``, ``coupling``, ``noise``."""
+        ...
+
+    @property
+    def measures_every(self) -> int:
+        """Steps between measurements other than norms."""
+        ...
+
+    @property
+    def needs_horizon(self) -> frozenset[str]:
+        """Which of ``steps_per_epoch`` and ``total_steps`` the caller must give."""
+        ...
+
+    def propose(self, moment: Moment) -> dict[str, Proposal]:
+        """Return a precision for every layer of the moment, also at step 0, before anything was measured."""
+        ...
+
+
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry("schedule")
+
+
+def make_schedule(spec: str, **options: Any) -> Schedule:
+    """Return the schedule called `spec`: a registered name, or ``uniform:LEVEL`` and the like with one argument.
+
+    Args:
+        spec: ``name`` or ``name:argument``.
+        options: keyword arguments of the schedule.
+
+    Raises:
+        UnknownNameError: there is no such schedule.
+        GeoquantError: it does not take these options.
+
+    >>> make_schedule("uniform:int6").levels[0]
+    'int6'
+    """
+    name, _, argument = spec.partition(":")
+    make = SCHEDULES[name]
+    try:
+        return make(argument, **options) if argument else make(**options)
+    except TypeError as error:
+        raise GeoquantError(f"the schedule '{spec}' cannot be made: {error}") from error
