@@ -5,6 +5,7 @@ import geoquant as gq
 profile = gq.profile(model, calibration)                # what each (layer, grid) choice costs
 plan = gq.allocate(profile, gq.Budget(average_bits=3))  # exact; scales and zero points counted
 gq.quantize_(model, plan, calibration)                  # GPTQ on real inputs, norms corrected on the way
+gq.recover_(model, plan, training_batches)              # where rounding lost too much: training on the grids
 gq.save(model, plan, "model-w3")                        # bytes on disk = plan.bytes
 model = gq.load("model-w3", fresh_model)                # logits bit-identical
 """
@@ -16,6 +17,7 @@ from geoquant.grids import Grid
 from geoquant.models import find_sites, fold_batch_norm, fold_batch_norm_
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.quantize import quantize_
+from geoquant.recovery import recover_
 from geoquant.search import allocate_within, refine
 from geoquant.sensitivity import Profile, profile
 
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "profile",
     "quantize_",
+    "recover_",
     "refine",
     "save",
     "uniform_plan",

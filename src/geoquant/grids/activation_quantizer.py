@@ -58,11 +58,16 @@ class ActivationQuantizer(nn.Module):
     def start_learning_(self, device: torch.device) -> nn.Parameter | None:
         """Make the scale learnable from now on; None where there is no static scale."""
         if not self.grid.dynamic and self.scale.scale != 0:
-            self.stretch = nn.Parameter(torch.zeros((), device=device))
+            self.stretch = nn.Parameter(torch.zeros(1, device=device))
         return self.stretch
 
+    def learned(self) -> ActivationScale:
+        """Return the scale where it is now, as a float32."""
+        if self.stretch is None:
+            return self.scale
+        moved = self.scale.scale * (1 + self.stretch.detach().clamp(min=-0.9))
+        return replace(self.scale, scale=float(moved))
+
     def stop_learning_(self) -> None:
-        """Hold the scale where it is now, as a float32."""
-        if self.stretch is not None:
-            moved = self.scale.scale * (1 + self.stretch.detach().clamp(min=-0.9))
-            self.scale, self.stretch = replace(self.scale, scale=float(moved)), None
+        """Hold the scale where it is now."""
+        self.scale, self.stretch = self.learned(), None

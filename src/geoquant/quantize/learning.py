@@ -44,7 +44,7 @@ class LearnedMatrix(nn.Module):
         super().__init__()
         self._grid, self._scales = start.grid, start.scales
         x = self._grid.normalize(matrix, start.scales)
-        self.x = nn.Parameter(_into_cells(x, self._grid.format.decode(start.codes), self._levels()))
+        self.x = nn.Parameter(into_cells(x, self._grid.format.decode(start.codes), self._levels()))
         movable = SCALE_DTYPES[self._grid.scale_dtype].stored_as.is_floating_point
         self.stretch = nn.Parameter(torch.zeros_like(start.scales.scale)) if movable else None
 
@@ -82,8 +82,17 @@ class LearnedMatrix(nn.Module):
         return QuantizedMatrix(self._grid, codes, Scales(scale, self._scales.zero))
 
 
-def _into_cells(x: Tensor, level: Tensor, levels: Tensor) -> Tensor:
-    """Return x moved into the cell of the numbers that round to `level`."""
+def into_cells(x: Tensor, level: Tensor, levels: Tensor) -> Tensor:
+    """Return x moved into the cell of the numbers that round to `level`.
+
+    Args:
+        x: places on the axis of the levels.
+        level: the level of each, same shape.
+        levels: all levels, ascending.
+
+    >>> into_cells(torch.tensor([0.3, 2.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0, 2.0])).tolist()
+    [0.3..., 1.48...]
+    """
     levels = levels.to(x)
     middles = (levels[1:] + levels[:-1]) / 2
     walls = torch.cat([(2 * levels[0] - middles[0])[None], middles, (2 * levels[-1] - middles[-1])[None]])

@@ -103,7 +103,8 @@ def quantize_(
         )
     if calibration is None or not (recipe.needs_data or static):
         matrices = _round_blindly(model, plan, recipe.method, seed)
-        attach_(model, QuantizedState(plan, matrices, in_float=left_in_float(model, plan, {})), inventory.sites)
+        state = QuantizedState(plan, matrices, in_float=left_in_float(model, plan, {}))
+        attach_(model, replace(state, latents=_weights(model, inventory.sites)), inventory.sites)
         return model
     batches = collect(calibration)
     work = copy.deepcopy(model)
@@ -112,7 +113,7 @@ def quantize_(
         matrices = recipe.refinement(model, work, inventory.sites, state.matrices, batches, forward, seed)
         scales = {each.name: each.scale for each in quantizers_of(work) if not each.grid.dynamic}
         state = replace(state, matrices=matrices, scales=scales)
-    attach_(model, state, inventory.sites)
+    attach_(model, replace(state, latents=_weights(model, inventory.sites)), inventory.sites)
     _copy_others_(work, model, inventory.sites)
     return model
 
@@ -134,6 +135,10 @@ def _round_blindly(model: nn.Module, plan: Plan, method: Rounding, seed: int) ->
 
 def _rounded(model: nn.Module, site: Site, grid: Grid, method: Rounding, context: RoundingContext) -> QuantizedMatrix:
     return method(site.matrix(get_weight(model, site)).float(), grid, context)
+
+
+def _weights(model: nn.Module, sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    return {site.parameter: get_weight(model, site).clone() for site in sites}
 
 
 def _copy_others_(source: nn.Module, target: nn.Module, sites: tuple[Site, ...]) -> None:

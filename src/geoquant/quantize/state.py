@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from geoquant.errors import PlanError
 from geoquant.grids import ActivationScale, QuantizedMatrix
 from geoquant.models import Site, get_weight, set_weight_
 from geoquant.plan import Plan
-from geoquant.quantize.activations import install_
+from geoquant.quantize.activations import install_, quantizers_of
 
 _STATE = "_geoquant_state"
 
@@ -31,6 +31,8 @@ class QuantizedState:
             multiply nothing, and weights that no calibration batch reached or that are read from outside their layer.
         scales: static scales by activation site.
         in_float: activations that stay in float although one may expect otherwise, each with its reason.
+        latents: the float weights that the codes stand for, by parameter name, where `quantize_` has just rounded
+            them; they are not saved. Training goes on from them (`geoquant.recovery`).
     """
 
     plan: Plan
@@ -38,12 +40,26 @@ class QuantizedState:
     unseen: tuple[str, ...] = ()
     scales: dict[str, ActivationScale] = field(default_factory=dict)
     in_float: tuple[str, ...] = ()
+    latents: dict[str, Tensor] = field(default_factory=dict)
 
 
 def attach_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...]) -> None:
     """Write the dequantized weights into `model`, let it round its activations, and remember their codes and scales."""
     install_(model, state.plan, state.scales)
-    for site in sites:
+    remember_(model, state, sites)
+
+
+def remember_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...] | None = None) -> None:
+    """Write other codes and scales into a model that rounds its activations already.
+
+    Args:
+        model: with the quantizers of `state.plan` installed.
+        state: what it is to remember from now on.
+        sites: those of the model; the plan's when None.
+    """
+    for each in quantizers_of(model):
+        each.scale = state.scales.get(each.name, each.scale)
+    for site in state.plan.inventory.sites if sites is None else sites:
         set_weight_(model, site, site.restore(state.matrices[site.parameter].dequantize()))
     object.__setattr__(model, _STATE, state)
 

@@ -1,0 +1,213 @@
+"""How does a quantized model become trainable, and an ordinary quantized model again?
+
+`prepare_` puts a latent float weight behind every weight that is to be trained, so that the model computes what it
+computed before and any loop or trainer can go on from there; `Latents.finish_` turns latent weights back into codes.
+The latent weights start at the float weights, each moved into the cell of the code that rounding chose for it: training
+begins at the quantized model that was measured, and weights whose rounding was a close call flip first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from geoquant.errors import PlanError
+from geoquant.grids import QuantizedMatrix
+from geoquant.models import Site, get_weight, select
+from geoquant.models.entering import owners
+from geoquant.plan import Plan
+from geoquant.quantize import ActivationQuantizer, QuantizedState, quantized_state, quantizers_of
+from geoquant.quantize.learning import into_cells
+from geoquant.quantize.network import free_parameters
+from geoquant.quantize.state import remember_
+from geoquant.recovery.latent_weight import LatentWeight
+from geoquant.recovery.settings import Settings
+
+_HIGH_PRECISION = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """The trainable parts of a model that `prepare_` has prepared.
+
+    Attributes:
+        model: the prepared model.
+        weights: what stands behind each trained weight, by the weight's name before.
+        inputs: quantizers of activations whose scales are learned.
+        free: names of the other parameters that are trained: norms and biases.
+        state: what the model remembered when it was prepared.
+        start: the float weights that the codes stood for, by the weight's name before.
+        flags: which parameters required a gradient before.
+    """
+
+    model: nn.Module
+    weights: dict[str, LatentWeight]
+    inputs: tuple[ActivationQuantizer, ...]
+    free: tuple[str, ...]
+    state: QuantizedState
+    start: dict[str, Tensor]
+    flags: dict[str, bool]
+
+    def latent(self, name: str) -> Tensor:
+        """Return the latent weight behind the weight called `name`; while sharded, the whole of it."""
+        owner, _, attribute = name.rpartition(".")
+        found = self.model.get_submodule(owner).parametrizations[attribute].original  # type: ignore[index, union-attr]
+        return whole(found)
+
+    def groups(self, settings: Settings) -> list[dict[str, Any]]:
+        """Return parameter groups for an optimizer: latent weights, steps, and the free parameters."""
+        latents = [self._parameter(name) for name in self.weights]
+        steps = [each.stretch for each in self.weights.values() if each.stretch is not None]
+        steps += [each.stretch for each in self.inputs if each.stretch is not None]
+        free = [self.model.get_parameter(name) for name in self.free]
+        found = [
+            {"params": latents, "lr": settings.rate, "weight_decay": settings.weight_decay},
+            {"params": steps, "lr": settings.step_rate, "weight_decay": 0.0},
+            {"params": free, "lr": settings.free_rate, "weight_decay": 0.0},
+        ]
+        return [group for group in found if group["params"]]
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        owner, _, attribute = name.rpartition(".")
+        return self.model.get_submodule(owner).parametrizations[attribute].original  # type: ignore[index, union-attr, no-any-return]
+
+    def bypass_(self, bypassed: bool) -> None:
+        """Let the model multiply latent weights as they are, or quantized ones again."""
+        for each in self.weights.values():
+            each.bypassed = bypassed
+
+    @torch.no_grad()
+    def finished(self) -> QuantizedState:
+        """Return codes and scales as they are now; the model stays as it is."""
+        matrices = {name: each.finish(self.latent(name)) for name, each in self.weights.items()}
+        scales = {each.name: each.learned() for each in self.inputs}
+        return replace(self.state, matrices={**self.state.matrices, **matrices}, scales={**self.state.scales, **scales})
+
+    def finish_(self) -> QuantizedState:
+        """Turn the prepared model into an ordinary quantized model, in place; return what it remembers."""
+        state = self.finished()
+        for name in self.weights:
+            for owner, attribute in owners(self.model, _site(state.plan, name)):
+                parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
+        for each in self.inputs:
+            delattr(*_place(self.model, state.plan, each))
+            each.stop_learning_()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.flags[name])
+        remember_(self.model, state)
+        return state
+
+
+def prepare_(
+    model: nn.Module,
+    *,
+    reference: nn.Module | None = None,
+    method: str = "lsq",
+    layers: Iterable[str] | None = None,
+    activations: bool = True,
+    free: bool = True,
+) -> Latents:
+    """Make a quantized model trainable, in place: it computes the same as before, from latent weights.
+
+    Args:
+        model: quantized by `quantize_` or `load`.
+        reference: the float model, where latent weights start; by default what `quantize_` kept of it, and for a
+            model from a file the levels themselves.
+        method: "lsq" learns the steps too, "ste" does not.
+        layers: names or ``re:`` patterns of the layers to train; all when None. Weights in 16 bits or more are left
+            alone, like the layers that are not named.
+        activations: whether static scales of activations become parameters.
+        free: whether norms and biases are trained.
+
+    Raises:
+        PlanError: the model is not quantized, was changed since, or has nothing to train.
+        LayerNameError: a name or pattern matches nothing.
+    """
+    state = quantized_state(model)
+    sites = _chosen(state, layers)
+    starts = {site.parameter: _float_weight(model, reference, state, site) for site in sites}
+    names = tuple(free_parameters(model, state.plan.inventory.sites)) if free else ()
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name in names:
+        model.get_parameter(name).requires_grad_(True)
+    weights = {site.parameter: _parametrize_(model, site, state, starts, method == "lsq") for site in sites}
+    device = next(model.parameters()).device
+    inputs = [each for each in quantizers_of(model) if activations and each.start_learning_(device) is not None]
+    for each in inputs:
+        owner, attribute = _place(model, state.plan, each)
+        owner.add_module(attribute, each)
+    return Latents(model, weights, tuple(inputs), names, state, starts, flags)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor in one piece, and any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor.detach() if gather is None else gather().detach()
+
+
+def _chosen(state: QuantizedState, layers: Iterable[str] | None) -> list[Site]:
+    sites = state.plan.inventory.sites
+    names = {site.name for site in sites} if layers is None else set(select([site.name for site in sites], layers))
+    chosen = [
+        site for site in sites if site.name in names and state.matrices[site.parameter].grid.bits < _HIGH_PRECISION
+    ]
+    if not chosen:
+        raise PlanError("no layer is left to train: all that were named have 16 bits or more; name others in layers=")
+    return chosen
+
+
+def _float_weight(model: nn.Module, reference: nn.Module | None, state: QuantizedState, site: Site) -> Tensor:
+    """Return the float weight that the codes of `site` stand for, in the memory format of the model's weight."""
+    weight = get_weight(model, site)
+    if reference is not None:
+        found = get_weight(reference, site)
+    else:
+        found = state.latents.get(site.parameter, weight)
+    return torch.empty_like(weight).copy_(found)
+
+
+def _place(model: nn.Module, plan: Plan, quantizer: ActivationQuantizer) -> tuple[nn.Module, str]:
+    """Return the module that shows the quantizer's parameter while it is trained, and the name there."""
+    for site in plan.inventory.sites:
+        if site.name == quantizer.name:
+            return owners(model, site)[0][0], "geoquant_input"
+    path, _, last = quantizer.name.rpartition(".")
+    return model.get_submodule(path), "geoquant_" + last.replace(":", "_")
+
+
+def _site(plan: Plan, name: str) -> Site:
+    return next(site for site in plan.inventory.sites if site.parameter == name)
+
+
+def _parametrize_(
+    model: nn.Module, site: Site, state: QuantizedState, starts: Mapping[str, Tensor], learn_step: bool
+) -> LatentWeight:
+    matrix = state.matrices[site.parameter]
+    parameter = model.get_parameter(site.parameter)
+    latent = LatentWeight(site, matrix, learn_step).to(parameter.device)
+    with torch.no_grad():
+        parameter.copy_(_in_cells(site, matrix, starts[site.parameter]))
+    parameter.requires_grad_(True)
+    for owner, attribute in owners(model, site):
+        parametrize.register_parametrization(owner, attribute, latent, unsafe=True)
+    return latent
+
+
+def _in_cells(site: Site, start: QuantizedMatrix, weight: Tensor) -> Tensor:
+    """Return the point nearest to `weight` that rounds to the codes of `start`; rows whose scale is 0 as they are."""
+    matrix = site.matrix(weight).float()
+    grid, scales = start.grid, start.scales
+    levels = grid.format.levels
+    assert levels is not None
+    x = into_cells(grid.normalize(matrix, scales), grid.format.decode(start.codes), levels.float())
+    fan_in = matrix.shape[1]
+    scale = grid.granularity.expand(scales.scale, fan_in)
+    zero = 0 if scales.zero is None else grid.granularity.expand(scales.zero, fan_in)
+    return site.restore(torch.where(scale == 0, matrix, (x - zero) * scale))

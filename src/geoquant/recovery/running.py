@@ -1,0 +1,107 @@
+"""One step after another: what does a training step of a quantized model consist of?
+
+Modes of norms, learning rates by the share of the run that is done, the loss, its gradient, the optimizer. What
+surrounds the steps (validation, checkpoints, the end) is in `geoquant.recovery.recovering`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from geoquant.models import Forward, predict
+from geoquant.recovery.latents import Latents
+from geoquant.recovery.objective import Objective
+from geoquant.recovery.settings import Settings
+
+
+def make_optimizer(latents: Latents, settings: Settings) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings over latent weights, steps, norms and biases."""
+    groups = latents.groups(settings)
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.rate, momentum=settings.momentum)
+    return torch.optim.AdamW(groups, lr=settings.rate)
+
+
+def training_mode_(model: nn.Module, settings: Settings) -> None:
+    """Put the model in training mode; batch norms keep their statistics when they are frozen."""
+    model.train()
+    if settings.norms == "frozen":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+
+
+class Stepper:
+    """Takes training steps.
+
+    Args:
+        model: prepared; possibly wrapped for several processes.
+        latents: its trainable parts.
+        objective: what is minimised.
+        settings: rates and the like.
+        total: steps of the whole run.
+    """
+
+    def __init__(
+        self, model: nn.Module, latents: Latents, objective: Objective, settings: Settings, total: int
+    ) -> None:
+        self.model, self.latents, self.settings, self.total = model, latents, settings, total
+        self.optimizer = make_optimizer(latents, settings)
+        self._objective = objective
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+
+    def gradient_(self, batch: Any, weight: float = 1.0) -> Tensor:
+        """Give every parameter its gradient on `batch`; return the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = self._objective(self.model, batch)
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def move_(self, step: int) -> None:
+        """Take the optimizer's step number `step`."""
+        share = self.settings.share(step, self.total)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * share
+        if self.settings.clip_norm is not None:
+            parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm)
+        self.optimizer.step()
+
+
+@torch.no_grad()
+def reestimate_norms_(model: nn.Module, batches: Iterator[Any], forward: Forward | None = None) -> int:
+    """Give every batch norm the mean of its statistics over `batches`; return how many batches that were.
+
+    Each batch counts alike. Nothing changes where there is no batch norm or no batch.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return 0
+    count = 0
+    with _cumulative(norms):
+        for batch in batches:
+            if count == 0:
+                for norm in norms:
+                    norm.reset_running_stats()
+            predict(model, batch, forward)
+            count += 1
+    return count
+
+
+@contextmanager
+def _cumulative(norms: list[_BatchNorm]) -> Iterator[None]:
+    before = [(norm, norm.momentum, norm.training) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.training = None, True
+    try:
+        yield
+    finally:
+        for norm, momentum, training in before:
+            norm.momentum, norm.training = momentum, training
