@@ -87,3 +87,29 @@ def test_new_files_are_readable_by_others(tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("text")
     assert (tmp_path / "shared.txt").stat().st_mode == plain.stat().st_mode
+
+
+def fill_the_disk_with_a_folder(target: Path) -> None:
+    with storage.atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("half of the ne")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with storage.atomic_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "a.txt").write_text("all of it")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    assert (tmp_path / "deep" / "out" / "a.txt").read_text() == "all of it"
+    with pytest.raises(OutputError, match="No space left"):
+        fill_the_disk_with_a_folder(tmp_path / "other" / "out")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with storage.atomic_folder(tmp_path / "out") as folder:
+        (folder / "a.txt").write_text("new")
+    with pytest.raises(OutputError, match="something of that name"):
+        fill_the_disk_with_a_folder(tmp_path / "out")
+    assert (tmp_path / "out" / "a.txt").read_text() == "new"

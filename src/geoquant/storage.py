@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,35 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
         for folder in created:
             with suppress(OSError):
                 folder.rmdir()  # only goes when empty, so only after a failure
+
+
+@contextmanager
+def atomic_folder(target: Path | str) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; it becomes `target` when the block ends well.
+
+    Raises `OutputError` (one sentence, nothing left behind) when `target` holds something already, the folder cannot be
+    written or the disk is full.
+    """
+    target = Path(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise OutputError(f"cannot write the folder {target}: something of that name is there; choose another place")
+    temporary: Path | None = None
+    created = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {target}: {reason}; nothing was written, choose another place") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from export.contract import check_exporter, no_unpickling
 from geoquant.errors import ExportError, MissingExtraError, PlanError, UnknownNameError
 from geoquant.export import EXPORTERS, export_model, recognize
 from geoquant.plan import uniform_plan
+from llamas import tiny_llama, tokens
 from nets import small_batches, small_net
 
 
@@ -36,6 +38,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any
     "cnn-static": (small_net, lambda: small_batches()[0], {"grid": "int8", "activations": "int8:affine"}),
     "mlp-int4-groups": (mlp, vectors, {"grid": "int4:group32"}),
     "mlp-mixed": (mlp, vectors, {"grid": "int4", "exceptions": {"0": "int2:affine:group16", "4": "fp16"}}),
+    "llama-mixed": (tiny_llama, tokens, {"grid": "int4:group32", "exceptions": {"re:.*mlp.*": "int8"}}),
+    "llama-tied": (partial(tiny_llama, tied=True), tokens, {"grid": "int3", "exceptions": {"re:.*down_proj": "int5"}}),
     "mlp-dynamic": (mlp, vectors, {"grid": "int8", "activations": "int8:affine:dynamic"}),
 }
 

@@ -33,7 +33,7 @@ from geoquant.cli.inputs import (
     show,
 )
 from geoquant.geometry import geometry_cost
-from geoquant.models import inference, predict
+from geoquant.models import FUSED_LAYERS, inference, predict
 from geoquant.plan import Activations, Budget, LatencyTable, Plan, align, allocate, plan_text, summary
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
@@ -78,7 +78,10 @@ Upper = Annotated[list[str] | None, typer.Option(help="Largest width, as NAME=BI
 Fix = Annotated[list[str] | None, typer.Option(help="NAME=GRID or NAME=BITS; fp32 leaves a layer alone (repeatable).")]
 Fuse = Annotated[
     list[str] | None,
-    typer.Option(help="Layers that share a grid: names joined by commas, or a `re:` pattern (repeatable)."),
+    typer.Option(
+        help="Layers that share a grid: names joined by commas, a `re:` pattern, or `llama` for q/k/v and gate/up, "
+        "which engines join (repeatable)."
+    ),
 ]
 
 
@@ -238,7 +241,7 @@ def read_constraints(
         "lower": _widths(lower),
         "upper": _widths(upper),
         "fixed": pairs(fix or [], "fixed grid"),
-        "fused": [group if group.startswith("re:") else split(group) for group in fuse or []],
+        "fused": [group if group.startswith("re:") or group in FUSED_LAYERS else split(group) for group in fuse or []],
     }
 
 

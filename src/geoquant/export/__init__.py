@@ -1,5 +1,6 @@
 """Artifacts on disk: geoquant's own, and those that engines load."""
 
+from geoquant.export.compressed import CompressedTensors, compressed_tensors
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
@@ -9,11 +10,13 @@ __all__ = [
     "PLAN_FILE",
     "WEIGHTS_FILE",
     "Artifact",
+    "CompressedTensors",
     "Contents",
     "Exporter",
     "Packed",
     "StoredLayer",
     "checksum",
+    "compressed_tensors",
     "export_model",
     "load",
     "need",

@@ -28,10 +28,11 @@ from geoquant.models.pretrained import (
     source_folder,
 )
 from geoquant.models.replay import Replay
-from geoquant.models.selection import fused_groups, select
+from geoquant.models.selection import FUSED_LAYERS, fused_groups, select
 from geoquant.models.sites import Site, find_sites, get_weight, register_layer_type, set_weight_, temporarily
 
 __all__ = [
+    "FUSED_LAYERS",
     "TASKS",
     "Arrival",
     "Forward",

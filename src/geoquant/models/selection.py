@@ -13,6 +13,11 @@ from geoquant.errors import LayerNameError, suggest
 
 _PREFIX = "re:"
 
+# Layers that engines join into one matrix, under a name for their patterns. What a pattern captures names the group.
+FUSED_LAYERS = {
+    "llama": (r"re:(.*)\.(?:q|k|v)_proj", r"re:(.*)\.(?:gate|up)_proj"),  # Mistral, Qwen and Gemma are named likewise
+}
+
 
 def select(names: Sequence[str], patterns: Iterable[str]) -> tuple[str, ...]:
     r"""Return the names that at least one pattern matches, in the order of `names`.
@@ -38,7 +43,7 @@ def fused_groups(names: Sequence[str], groups: Iterable[str | Sequence[str]]) ->
     Args:
         names: all layer names.
         groups: each entry is a list of names (one group), or a ``re:`` pattern: names whose captured text
-            is the same form a group.
+            is the same form a group, or a key of `FUSED_LAYERS`, such as ``"llama"``, for what engines join.
 
     Raises:
         LayerNameError: an entry matches nothing, or a layer is in two groups.
@@ -46,8 +51,11 @@ def fused_groups(names: Sequence[str], groups: Iterable[str | Sequence[str]]) ->
     >>> names = ["0.q_proj", "0.k_proj", "0.up", "1.q_proj", "1.k_proj"]
     >>> fused_groups(names, [r"re:(.*)\.(?:q|k|v)_proj"])
     (('0.q_proj', '0.k_proj'), ('1.q_proj', '1.k_proj'))
+    >>> fused_groups(names, ["llama"])
+    (('0.q_proj', '0.k_proj'), ('1.q_proj', '1.k_proj'))
     """
     listed = [groups] if isinstance(groups, str) else groups
+    listed = [entry for group in listed for entry in _patterns(names, group)]
     found = [group for entry in listed for group in _groups_of(names, entry) if len(group) > 1]
     seen: set[str] = set()
     for name in (name for group in found for name in group):
@@ -57,11 +65,24 @@ def fused_groups(names: Sequence[str], groups: Iterable[str | Sequence[str]]) ->
     return tuple(found)
 
 
+def _patterns(names: Sequence[str], entry: str | Sequence[str]) -> Iterable[str | Sequence[str]]:
+    """Put the patterns that match anything in the place of their common name."""
+    if not isinstance(entry, str) or entry not in FUSED_LAYERS:
+        return [entry]
+    found = [pattern for pattern in FUSED_LAYERS[entry] if any(_compile(pattern).fullmatch(name) for name in names)]
+    if not found:
+        raise LayerNameError(
+            f"no layer is named as in '{entry}' models ({', '.join(FUSED_LAYERS[entry])}){_few(names)}"
+        )
+    return found
+
+
 def _groups_of(names: Sequence[str], entry: str | Sequence[str]) -> list[tuple[str, ...]]:
     if not isinstance(entry, str):
         return [select(names, entry)]
     if not entry.startswith(_PREFIX):
-        raise LayerNameError(f"the fused group '{entry}' is neither a list of names nor a 're:' pattern")
+        known = ", ".join(FUSED_LAYERS)
+        raise LayerNameError(f"the fused group '{entry}' is neither a list of names, nor a 're:' pattern, nor {known}")
     expression = _compile(entry)
     members: dict[tuple[str | None, ...], list[str]] = {}
     for name in _matching(names, entry):
