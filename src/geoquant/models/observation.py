@@ -218,7 +218,7 @@ class _Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tick += 1
         for tensor in (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)):
             self._touch(tensor)
-        for tensor in _written(func, args, kwargs):
+        for tensor in written(func, args, kwargs):
             self._write(tensor)
         result = func(*args, **kwargs)
         if func is torch.ops.aten.lift_fresh.default:  # how a constant made by torch.tensor shows up
@@ -278,7 +278,7 @@ def _attributes(module: nn.Module) -> list[Any]:
     return found
 
 
-def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Yield the arguments that an operation writes, by its schema; cutting a graph writes no number."""
     if func is torch.ops.aten.detach_.default:
         return

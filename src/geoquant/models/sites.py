@@ -171,7 +171,7 @@ def set_weight_(model: nn.Module, site: Site, weight: Tensor) -> None:
     parameter = _parameter(model, site)
     if tuple(weight.shape) != site.shape:
         raise ModelError(f"the weight of '{site.name}' is {site.shape}; a tensor {tuple(weight.shape)} came")
-    with _writing(parameter):
+    with writing(parameter):
         parameter.copy_(weight)
 
 
@@ -196,7 +196,7 @@ def temporarily(model: nn.Module, site: Site, weight: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(parameter: Tensor) -> Iterator[None]:
+def writing(parameter: Tensor) -> Iterator[None]:
     """Allow writing in place: a parameter made under inference mode may only be written under it."""
     with torch.inference_mode() if parameter.is_inference() else torch.no_grad():
         yield
