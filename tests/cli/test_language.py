@@ -59,6 +59,25 @@ def test_profile_allocate_quantize_evaluate_a_folder(place, capsys):
     assert "perplexity" in out
 
 
+def test_streaming_on_the_command_line(place, capsys):
+    net, train, out = (str(place / name) for name in ("net", "train.txt", "out"))
+    few = ["--samples", "4", "--window", "24", "--grids", "int3,int5"]
+    common = ["quantize", net, "--stream", "--average-bits", "5", "--output", out]
+    code, text, err = run(capsys, *common, "--data", train, *few, "--json")
+    assert code == 0, err
+    assert json.loads(text)["bytes"] == (place / "out" / "model.safetensors").stat().st_size
+    assert "2 blocks" in err
+    code, text, err = run(capsys, "evaluate", out, "--model", net, "--data", str(place / "test.txt"))
+    assert code == 0, err
+    for option in (["--effort", "best"], ["--max-drop", "1"], ["--fold-batch-norm"]):
+        code, _, err = run(capsys, *common, *option)
+        assert code == 2
+        assert f"--stream goes without {option[0]}" in err
+    code, _, err = run(capsys, "quantize", "geoquant.models.zoo:mlp3_mnist", *common[2:])
+    assert code == 2
+    assert "has no config.json" in err
+
+
 def test_bad_input_is_one_sentence(place, capsys):
     net = str(place / "net")
     code, _, err = run(capsys, "evaluate", net, "--data", str(place / "absent.txt"))

@@ -33,6 +33,8 @@ GRIDS = [
     "int2:affine:tensor:fp32",
     "int4:group5:e8m0",
     "int16:fp32",
+    "int4:mse-signed:e5m2",
+    "int3:group16:e5m2",
     "binary",
     "binary:group7:fp32",
     "binary:e8m0",

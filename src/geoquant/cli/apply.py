@@ -23,7 +23,7 @@ from geoquant.cli.inputs import (
     Task,
     Weights,
     Window,
-    calibration_samples,
+    calibration,
     read_batches,
     read_model,
     say,
@@ -65,6 +65,7 @@ from geoquant.cli.searching import (
     refine_plan,
     within_document,
 )
+from geoquant.cli.streaming import Stream, refuse, stream_model, stream_plan
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
 from geoquant.models import is_pretrained_folder, take_inventory
@@ -108,6 +109,7 @@ def quantize_command(
     certify_images: CertifyImages = 8192,
     certify_on: CertifyOn = "train",
     evaluations: RefinePlan = None,
+    stream: Stream = False,
     task: Task = None,
     window: Window = None,
     images: Images = None,
@@ -134,9 +136,17 @@ def quantize_command(
 
     `geoquant quantize stories260K/ --data tinystories/v2_train_head.txt --average-bits 3 --output out/`
     """
-    net = read_model(model, weights, fold_batch_norm, task)
-    images = calibration_samples(net, images)
     limits = (average_bits, size, bit_operations, latency, latency_table)
+    if stream:
+        other = {"effort": effort, "norms": norms, "refine": refine, "activations": activations, "max_drop": max_drop}
+        refuse(model, **other, refine_plan=evaluations, weights=weights, fold_batch_norm=fold_batch_norm)
+        wishes = {"solver": solver, "objective": objective, **read_constraints(menu, lower, upper, fix, fuse)}
+        settings: dict[str, Any] = {"samples": images, "batch_size": batch_size, "rounding": rounding, "seed": seed}
+        streamed = stream_plan(model, task, plan, grids, limits, wishes)
+        path = stream_model(model, streamed, output, data, task=task, window=window, **settings)
+        show(plan_text(streamed), plan_document(streamed, path), as_json)
+        return
+    net = read_model(model, weights, fold_batch_norm, task)
     budget = make_budget(*limits) if plan is None and max_drop is None else None
     if plan is None and data is None:
         raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
@@ -146,9 +156,7 @@ def quantize_command(
         raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
     chosen = None if plan is None else Plan.load(plan)
     inputs = read_activations(net, take_inventory(net), activations, activation_range, max_drop)
-    batches = None
-    if data is not None:
-        batches = read_batches(data, "train", normalize, weights, batch_size, images, seed, net, window)
+    batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
     more: dict[str, Any] = {}
     if chosen is None:

@@ -90,11 +90,6 @@ DEFAULT_WINDOW = 512
 CALIBRATION_IMAGES, CALIBRATION_WINDOWS = 512, 64
 
 
-def calibration_samples(model: nn.Module, images: int | None) -> int:
-    """Return how many samples to calibrate on: windows of text cost more than images."""
-    return images or (CALIBRATION_IMAGES if source_folder(model) is None else CALIBRATION_WINDOWS)
-
-
 def read_model(spec: str, weights: Path | None, fold: bool = False, task: str | None = None) -> nn.Module:
     """Build the model, give it its weights, and set it up for fast evaluation."""
     model = load_model(spec, task=task)
@@ -142,6 +137,23 @@ def read_batches(
         )
     chosen: Literal["dataset", "imagenet", "none"] = "dataset" if normalize is None else normalize.value
     return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)
+
+
+def calibration(
+    data: str | None,
+    normalize: Normalize | None,
+    weights: Path | None,
+    batch_size: int | None,
+    samples: int | None,
+    seed: int,
+    model: nn.Module,
+    window: int | None = None,
+) -> Sequence[Any] | None:
+    """Load calibration batches for `model`, by default fewer windows of text than images; None without data."""
+    if data is None:
+        return None
+    limit = samples or (CALIBRATION_IMAGES if source_folder(model) is None else CALIBRATION_WINDOWS)
+    return read_batches(data, "train", normalize, weights, batch_size, limit, seed, model, window)
 
 
 def pairs(items: Sequence[str], what: str) -> dict[str, str]:

@@ -25,9 +25,8 @@ from geoquant.cli.inputs import (
     Task,
     Weights,
     Window,
-    calibration_samples,
+    calibration,
     pairs,
-    read_batches,
     read_model,
     say,
     show,
@@ -164,8 +163,8 @@ def profile_command(
     `geoquant profile stories260K/ --data tinystories/v2_train_head.txt --output prof/`
     """
     net = read_model(model, weights, fold_batch_norm, task)
-    limit = calibration_samples(net, images)
-    batches = read_batches(data, "train", normalize, weights, batch_size, limit, seed, net, window)
+    batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
+    assert batches is not None
     result = measure(net, batches, grids, predictors, only, exclude, seed, geometry)
     path = result.save(output)
     say(f"wrote {path}")

@@ -36,7 +36,7 @@ class Grid:
         format: the levels and their codes.
         granularity: which weights share a scale.
         scaling: ``maxabs``, ``mse``, ``mse-signed``; ``none`` for formats without scales.
-        scale_dtype: ``fp16``, ``bf16``, ``fp32``, ``e8m0``; ``none`` for formats without scales.
+        scale_dtype: ``fp16``, ``bf16``, ``fp32``, ``e5m2``, ``e8m0``; ``none`` for formats without scales.
 
     What is not given is the format's own default.
 

@@ -7,7 +7,7 @@ missing tensor is a random one, and it checks everything before it writes the fi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,8 +92,14 @@ def model_fingerprint(model: nn.Module) -> str:
     >>> before == model_fingerprint(layer)
     False
     """
+    return tensors_fingerprint(model.state_dict())
+
+
+def tensors_fingerprint(tensors: Mapping[str, Any]) -> str:
+    """Return the fingerprint of a model with these tensors, which are looked at one after the other."""
     total = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name in sorted(tensors):
+        tensor = tensors[name]
         if not isinstance(tensor, Tensor) or name.rpartition(".")[2] in TRAINING_COUNTERS:
             continue
         total.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

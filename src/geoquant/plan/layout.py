@@ -113,6 +113,12 @@ def file_bytes(tensors: Iterable[Entry], text: dict[str, str]) -> int:
     >>> file_bytes([Entry("w", "U8", (3,))], {})
     67
     """
+    ordered, header = file_header(tensors, text)
+    return len(header) + sum(entry.bytes for entry in ordered)
+
+
+def file_header(tensors: Iterable[Entry], text: dict[str, str]) -> tuple[list[Entry], bytes]:
+    """Return the tensors in the order in which the file holds their data, and all bytes before the first of them."""
     ordered = sorted(tensors, key=lambda entry: (-_DTYPE_ORDER.index(entry.dtype), entry.name))
     header: dict[str, object] = {"__metadata__": text} if text else {}
     offset = 0
@@ -123,8 +129,9 @@ def file_bytes(tensors: Iterable[Entry], text: dict[str, str]) -> int:
             "data_offsets": [offset, offset + entry.bytes],
         }
         offset += entry.bytes
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + 8 * math.ceil(length / 8) + offset
+    said = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    length = 8 * math.ceil(len(said) / 8)
+    return ordered, length.to_bytes(8, "little") + said.ljust(length)
 
 
 def artifact_bytes(inventory: Inventory, grids: Sequence[Grid], activations: Entries = ()) -> int:

@@ -7,7 +7,7 @@ from geoquant.quantize.blocks import BlockTuning, find_blocks
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_
 from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
-from geoquant.quantize.state import QuantizedState, attach_, is_quantized, quantized_state
+from geoquant.quantize.state import QuantizedState, attach_, forget_, is_quantized, quantized_state
 
 __all__ = [
     "EFFORTS",
@@ -24,6 +24,7 @@ __all__ = [
     "attach_",
     "find_blocks",
     "fit_scale",
+    "forget_",
     "is_quantized",
     "left_in_float",
     "quantize",

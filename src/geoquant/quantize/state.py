@@ -64,6 +64,11 @@ def remember_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...] |
     object.__setattr__(model, _STATE, state)
 
 
+def forget_(model: nn.Module) -> None:
+    """Let go of codes and scales; the weights stay where they are."""
+    object.__delattr__(model, _STATE)
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Whether `quantize_` or `load` has left codes on the model.
 
