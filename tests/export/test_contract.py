@@ -39,6 +39,11 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any], dict[str, Any
     "mlp-int4-groups": (mlp, vectors, {"grid": "int4:group32"}),
     "mlp-mixed": (mlp, vectors, {"grid": "int4", "exceptions": {"0": "int2:affine:group16", "4": "fp16"}}),
     "llama-mixed": (tiny_llama, tokens, {"grid": "int4:group32", "exceptions": {"re:.*mlp.*": "int8"}}),
+    "llama-ternary": (
+        partial(tiny_llama, hidden_size=256, intermediate_size=256),
+        tokens,
+        {"grid": "ternary", "exceptions": {"re:.*mlp.*": "int2:affine:group32", "model.embed_tokens": "fp16"}},
+    ),
     "llama-tied": (partial(tiny_llama, tied=True), tokens, {"grid": "int3", "exceptions": {"re:.*down_proj": "int5"}}),
     "mlp-dynamic": (mlp, vectors, {"grid": "int8", "activations": "int8:affine:dynamic"}),
 }

@@ -1,6 +1,7 @@
 """Artifacts on disk: geoquant's own, and those that engines load."""
 
 from geoquant.export.compressed import CompressedTensors, compressed_tensors
+from geoquant.export.gguf_format import Gguf, gguf, gguf_types
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
@@ -13,11 +14,14 @@ __all__ = [
     "CompressedTensors",
     "Contents",
     "Exporter",
+    "Gguf",
     "Packed",
     "StoredLayer",
     "checksum",
     "compressed_tensors",
     "export_model",
+    "gguf",
+    "gguf_types",
     "load",
     "need",
     "read_artifact",

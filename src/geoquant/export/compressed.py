@@ -1,9 +1,9 @@
 """A folder that `AutoModelForCausalLM.from_pretrained` and vLLM read: compressed-tensors, ``pack-quantized``.
 
 Mixed widths are groups of exactly named modules in ``quantization_config``. The compressed-tensors library packs the
-weights and, before the folder appears, unpacks them again: values must come back as the model has them, bit by bit. Any
-model of linear layers can be stored; those that are not of transformers get a configuration without an architecture,
-which only geoquant reads. What can be packed is said in `geoquant.export.pack_quantized`.
+weights and, before the folder appears, unpacks them again: values must come back as the model has them, bit by bit.
+Any model of linear layers can be stored; those that are not of transformers get a configuration without an
+architecture, which only geoquant reads. What can be packed is said in `geoquant.export.pack_quantized`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geoquant.errors import ExportError, FileFormatError, PlanError, WeightsError
+from geoquant.errors import ExportError, FileFormatError, WeightsError
 from geoquant.export.compressed_config import (
     METHOD,
     is_compressed,
@@ -29,9 +29,10 @@ from geoquant.export.hub_folder import copy_tokenizer, model_dtype, write_config
 from geoquant.export.pack_quantized import Packing, dense_dtype, foretell, pack, packings_of, unpack
 from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, export_model
 from geoquant.export.shards import find_shards, opened, verify, write_shards
+from geoquant.export.states import state_of
 from geoquant.models import Site, get_weight, inference, other_tensors, predict
 from geoquant.plan import Entry, Plan
-from geoquant.quantize import QuantizedState, quantized_state
+from geoquant.quantize import QuantizedState
 from geoquant.storage import Json, atomic_folder
 
 SHARD_BYTES = 5_000_000_000
@@ -59,10 +60,7 @@ class CompressedTensors:
 
     def write(self, model: nn.Module, plan: Plan, path: Path, **options: Any) -> Contents:
         """Write configuration, weights and tokenizer files."""
-        state = quantized_state(model)
-        state.plan.inventory.check_same_layout(plan.inventory)
-        if state.plan.names != plan.names:
-            raise PlanError("the model was quantized by another plan than this one; export it with its own")
+        state = state_of(model, plan)
         layers = {layer.name: layer for layer in self.layers(plan, **options)}
         packings = packings_of(plan, options.get("zero_points", "widen"))
         configuration = quantization_config(packings)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from geoquant.errors import ExportError
+from geoquant.models import source_folder
 from geoquant.storage import Json
 
 CONFIG_FILE = "config.json"
@@ -71,8 +72,8 @@ def copy_tokenizer(folder: Path, model: nn.Module, source: Path | str | None) ->
     Raises:
         ExportError: `source` is given and holds none.
     """
-    place = Path(source) if source else Path(getattr(model, "name_or_path", "") or "/nowhere")
-    files = [place / name for name in TOKENIZER_FILES if (place / name).is_file()]
+    place = Path(source) if source else source_folder(model)
+    files = [] if place is None else [place / name for name in TOKENIZER_FILES if (place / name).is_file()]
     if source and not files:
         raise ExportError(f"{source} holds no tokenizer file; expected one such as {TOKENIZER_FILES[0]}")
     for file in files:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from geoquant.errors import FileFormatError, OutputError
+from geoquant.errors import FileFormatError, GeoquantError, OutputError
 from geoquant.export.packed import WEIGHTS_FILE, checksum
 from geoquant.plan import Entry
 from geoquant.storage import Json, canonical
@@ -66,9 +66,9 @@ def opened(path: Path) -> Iterator[Stored]:
     try:
         with safe_open(path, "pt") as file:
             yield Stored(file)
+    except GeoquantError:
+        raise
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, FileFormatError):
-            raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise FileFormatError(f"{path} is not a whole safetensors file ({reason}); copy or write it again") from error
 

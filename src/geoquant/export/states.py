@@ -1,0 +1,22 @@
+"""Is this model quantized by that plan? What every exporter asks before it writes anything."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from geoquant.errors import PlanError
+from geoquant.plan import Plan
+from geoquant.quantize import QuantizedState, quantized_state
+
+
+def state_of(model: nn.Module, plan: Plan) -> QuantizedState:
+    """Return codes and scales of `model`.
+
+    Raises:
+        PlanError: it is not quantized, was changed since, or was quantized by another plan.
+    """
+    state = quantized_state(model)
+    state.plan.inventory.check_same_layout(plan.inventory)
+    if state.plan.names != plan.names:
+        raise PlanError("the model was quantized by another plan than this one; export it with its own")
+    return state
