@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -104,6 +105,19 @@ def canonical(document: Json) -> str:
     '{"a":[1.5,null],"b":1}'
     """
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def finite(value: Any) -> Any:
+    """Replace every number that JSON does not know by its name, which pydantic reads back as that number.
+
+    >>> finite({"a": [1.5, float("inf")]})
+    {'a': [1.5, 'inf']}
+    """
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digest(document: Json) -> str:

@@ -114,9 +114,13 @@ class Cell:
             raise PlanError(f"the plan leaves every layer in {KEPT} bits or more; there is nothing to diagnose")
         return Cell(tuple(sites), origin, rounded, gaps)
 
+    def towards(self, point: Mapping[str, Tensor], name: str = "codeword") -> Direction:
+        """Return the way from the float weights to `point`, weights by parameter."""
+        return Direction(name, name, {key: point[key].to(weight) - weight for key, weight in self.origin.items()})
+
     def displacement(self) -> Direction:
         """Return the way from the float weights to the rounded ones."""
-        return Direction("displacement", "displacement", {n: self.rounded[n] - w for n, w in self.origin.items()})
+        return self.towards(self.rounded, "displacement")
 
     def random(self, seed: int, draw: int) -> Direction:
         """Return a random point of a box of one grid step's size around the float weights."""
@@ -134,8 +138,7 @@ class Cell:
             for name, weight in self.origin.items():
                 if name not in state or state[name].shape != weight.shape:
                     raise PlanError(f"checkpoint {index} has no weight '{name}' of shape {tuple(weight.shape)}")
-            moves = {name: state[name].to(weight) - weight for name, weight in self.origin.items()}
-            way = Direction("trajectory", f"checkpoint {index + 1}", moves)
+            way = replace(self.towards(state, f"checkpoint {index + 1}"), kind="trajectory")
             yield from (way, way.backward())
 
     def steps(self, direction: Direction) -> float:

@@ -17,6 +17,8 @@ from geoquant.evaluation import Mean
 
 LEAST = 2.0**-12
 """Radii below this share of the direction count as zero."""
+ENDS = 3.0
+"""The interval's ends, always on the safe side, are narrowed so many times less than the radius."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,12 @@ def find_radius(
             f"tolerance={tolerance}, start={start}, limit={limit}, confidence={confidence}, relative={relative} make "
             "no sense; a tolerance is a positive rise of the loss, such as 0.05 nats"
         )
-    search = _Search(rise, tolerance, limit, relative)
+    search = _Search(rise, tolerance, limit)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    low, high = search.crossing(0.0, start)
+    low, high = search.crossing(0.0, start, relative)
     value = limit if high is None else (low + high) / 2
-    first, _ = search.crossing(z, start)
-    _, last = search.crossing(-z, start)
+    first, _ = search.crossing(z, start, ENDS * relative)
+    _, last = search.crossing(-z, start, ENDS * relative)
     ends = min(first, value), limit if last is None else max(last, value)
     return Radius(value, *ends, limit, confidence, len(search.seen) - 1)
 
@@ -98,11 +100,11 @@ def find_radius(
 class _Search:
     """Brackets of several curves (mean plus z standard errors) over one set of evaluated points."""
 
-    def __init__(self, rise: Callable[[float], Mean], tolerance: float, limit: float, relative: float) -> None:
-        self._rise, self._tolerance, self._limit, self._relative = rise, tolerance, limit, relative
+    def __init__(self, rise: Callable[[float], Mean], tolerance: float, limit: float) -> None:
+        self._rise, self._tolerance, self._limit = rise, tolerance, limit
         self.seen: dict[float, Mean] = {0.0: Mean(0.0, 0.0, 1)}
 
-    def crossing(self, z: float, start: float) -> tuple[float, float | None]:
+    def crossing(self, z: float, start: float, relative: float) -> tuple[float, float | None]:
         """Return a point inside and a near one outside; None when all up to the limit is inside."""
         while True:
             low, high = self._bracket(z)
@@ -110,10 +112,10 @@ class _Search:
                 if low >= self._limit:
                     return low, None
                 self._look(min(max(2 * low, start), self._limit))
-            elif high - low <= self._relative * high or high <= LEAST:
+            elif high - low <= relative * high or high <= LEAST:
                 return low, high
             else:
-                self._look(self._between(low, high, z))
+                self._look(self._between(low, high, z, relative))
 
     def _bracket(self, z: float) -> tuple[float, float | None]:
         """Return the last seen point before the first one outside, and that one."""
@@ -124,21 +126,20 @@ class _Search:
             low = x
         return low, None
 
-    def _between(self, low: float, high: float, z: float) -> float:
+    def _between(self, low: float, high: float, z: float, relative: float) -> float:
         """Guess the crossing: as if the rise grew with the square of the distance, but well inside the bracket."""
         below, above = self._excess(low, z), self._excess(high, z)
         if low == 0.0 and above > 8 * self._tolerance:
             return high / 4
         share = below / (below - above) if math.isfinite(above) and below < above else 0.5
         guess = math.sqrt(low * low + share * (high * high - low * low))
-        margin = max(0.1 * (high - low), min(0.45 * self._relative * high, 0.4 * (high - low)))
+        margin = max(0.1 * (high - low), min(0.45 * relative * high, 0.4 * (high - low)))
         return min(max(guess, low + margin), high - margin)
 
     def _excess(self, x: float, z: float) -> float:
         found = self.seen[x]
-        if not math.isfinite(found.value):
-            return math.inf
-        return found.value + z * found.stderr - self._tolerance
+        excess = found.value + z * found.stderr - self._tolerance
+        return excess if math.isfinite(excess) else math.inf
 
     def _look(self, x: float) -> None:
         self.seen[x] = self._rise(x)

@@ -135,7 +135,8 @@ class LossRise:
         mean = WeightedMean()
         for index, each in enumerate(values):
             mean.add(each, self._before[index][1])
-        return mean.result()
+        found = mean.result()
+        return found if math.isfinite(found.value) else Mean(math.inf, 0.0, found.samples)
 
 
 @contextmanager

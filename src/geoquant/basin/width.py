@@ -145,7 +145,7 @@ class WidthSettings:
         confidence: of the intervals.
     """
 
-    randoms: int = 4
+    randoms: int = 2
     eigenvectors: int = 1
     layers: bool = True
     layer_samples: int = 128
@@ -153,7 +153,7 @@ class WidthSettings:
     lanczos_steps: int = 10
     limit: float = 8.0
     layer_limit: float = 2.0
-    relative: float = 0.1
+    relative: float = 0.15
     confidence: float = 0.95
 
 

@@ -21,6 +21,7 @@ from torch.func import functional_call
 from geoquant.grids import SCALE_DTYPES, QuantizedMatrix, Scales, clip_limits
 from geoquant.models import Forward, Site, get_weight, predict, set_weight_
 from geoquant.quantize.activations import quantizers_of
+from geoquant.rounding.learned import neighbours as levels_around
 
 _MARGIN = 0.02  # how far, as a share of a cell, x starts from the cell's walls
 
@@ -32,6 +33,8 @@ class LearnedMatrix(nn.Module):
         x: (channels, fan_in), the place of each weight on the axis of the levels.
         stretch: the shape of the scales; a scale is its start times 1 + stretch. None where scales cannot move.
 
+    With `neighbours`, codes stay within the two levels around each weight, which then are those of its grid cell.
+
     >>> from geoquant.grids import Grid
     >>> matrix = torch.tensor([[-4.0, 0.4, 0.6, 3.0]])
     >>> start = Grid.parse("int3:maxabs:fp32").quantize(matrix)
@@ -40,10 +43,20 @@ class LearnedMatrix(nn.Module):
     (True, True)
     """
 
-    def __init__(self, start: QuantizedMatrix, matrix: Tensor) -> None:
+    _low: Tensor
+    _high: Tensor
+
+    def __init__(self, start: QuantizedMatrix, matrix: Tensor, neighbours: bool = False) -> None:
         super().__init__()
         self._grid, self._scales = start.grid, start.scales
         x = self._grid.normalize(matrix, start.scales)
+        limits = clip_limits(self._grid.format)
+        assert limits is not None
+        low, high = (torch.tensor(limit, dtype=x.dtype) for limit in limits)
+        if neighbours:
+            low, high, _ = levels_around(self._grid, x)
+        self.register_buffer("_low", low)
+        self.register_buffer("_high", high)
         self.x = nn.Parameter(into_cells(x, self._grid.format.decode(start.codes), self._levels()))
         movable = SCALE_DTYPES[self._grid.scale_dtype].stored_as.is_floating_point
         self.stretch = nn.Parameter(torch.zeros_like(start.scales.scale)) if movable else None
@@ -69,9 +82,7 @@ class LearnedMatrix(nn.Module):
     @torch.no_grad()
     def clamp_(self) -> None:
         """Keep x where a small step can still change its code."""
-        limits = clip_limits(self._grid.format)
-        assert limits is not None
-        self.x.clamp_(*limits)
+        self.x.clamp_(self._low, self._high)
 
     @torch.no_grad()
     def finish(self) -> QuantizedMatrix:
@@ -113,6 +124,7 @@ class LearnedModel:
         sites: those to learn; ones in 16 bits or more are left alone.
         matrices: starting codes by parameter name.
         free: names of other parameters to train.
+        neighbours: whether each weight may only go to one of the two levels around it.
     """
 
     def __init__(
@@ -122,12 +134,13 @@ class LearnedModel:
         sites: Sequence[Site],
         matrices: Mapping[str, QuantizedMatrix],
         free: Iterable[str] = (),
+        neighbours: bool = False,
     ) -> None:
         self._model = model
         self._sites = [site for site in sites if matrices[site.parameter].grid.bits < 16]
         self._learned = {
             site.parameter: LearnedMatrix(
-                matrices[site.parameter], site.matrix(get_weight(reference, site)).float()
+                matrices[site.parameter], site.matrix(get_weight(reference, site)).float(), neighbours
             ).to(get_weight(model, site).device)
             for site in self._sites
         }

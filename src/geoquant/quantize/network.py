@@ -33,12 +33,14 @@ class NetworkTuning:
         codes: learning rate of the places of weights between levels, in gaps between levels.
         scales: learning rate of scales, relative.
         free: learning rate of norms and biases.
+        neighbours: whether each weight may only go to one of the two levels around it, in the float model's grid cell.
     """
 
     steps: int = 300
     codes: float = 0.02
     scales: float = 1e-3
     free: float = 1e-3
+    neighbours: bool = False
 
     def __call__(
         self,
@@ -63,7 +65,7 @@ class NetworkTuning:
         """
         with evaluating(reference), torch.no_grad():
             wanted = [predict(reference, batch, forward).clone() for batch in batches]
-        learned = LearnedModel(model, reference, sites, matrices, free_parameters(model, sites))
+        learned = LearnedModel(model, reference, sites, matrices, free_parameters(model, sites), self.neighbours)
         caller = Caller(model, forward)
         order = _order(len(batches), self.steps, seed)
 

@@ -6,7 +6,6 @@ without touching the model again.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +81,9 @@ class Profile:
     def save(self, folder: Path | str) -> Path:
         """Write ``profile.json`` into `folder`, atomically; return its path."""
         target = Path(folder) / "profile.json"
-        storage.write_document(target, "profile", PROFILE_VERSION, _finite(_ADAPTER.dump_python(self, mode="json")))
+        storage.write_document(
+            target, "profile", PROFILE_VERSION, storage.finite(_ADAPTER.dump_python(self, mode="json"))
+        )
         return target
 
     @staticmethod
@@ -100,17 +101,8 @@ _GEOMETRY = TypeAdapter(ModelGeometry)
 
 def geometry_document(geometry: ModelGeometry) -> storage.Json:
     """Return all measures as JSON; what is infinite (a condition number may be) is written as text."""
-    document: storage.Json = _finite(_GEOMETRY.dump_python(geometry, mode="json"))
+    document: storage.Json = storage.finite(_GEOMETRY.dump_python(geometry, mode="json"))
     return document
-
-
-def _finite(value: Any) -> Any:
-    """Replace every number that JSON does not know by its name, which reads back as that number."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def parse_profile(content: storage.Json, source: Path) -> Profile:
