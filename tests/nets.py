@@ -40,3 +40,17 @@ def small_batches(count: int = 3, size: int = 16, seed: int = 1) -> list[tuple[T
         (torch.randn(size, 1, 8, 8, generator=generator), torch.randint(0, 5, (size,), generator=generator))
         for _ in range(count)
     ]
+
+
+def blobs(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return ten noisy blobs in twelve dimensions, and which blob each point is of."""
+    centres = torch.randn(10, 12, generator=torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    return centres[labels] + 0.8 * torch.randn(count, 12, generator=generator), labels
+
+
+def blob_batches(count: int = 8, size: int = 64, seed: int = 5) -> list[tuple[Tensor, Tensor]]:
+    """Return labelled batches of them."""
+    inputs, labels = blobs(count * size, seed)
+    return list(zip(inputs.split(size), labels.split(size), strict=True))

@@ -10,6 +10,7 @@ gq.save(model, plan, "model-w3")                        # bytes on disk = plan.b
 model = gq.load("model-w3", fresh_model)                # logits bit-identical
 """
 
+from geoquant.basin import Diagnosis, diagnose
 from geoquant.errors import GeoquantError
 from geoquant.evaluation import divergence, evaluate
 from geoquant.export import load, save
@@ -25,12 +26,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Diagnosis",
     "GeoquantError",
     "Grid",
     "Plan",
     "Profile",
     "allocate",
     "allocate_within",
+    "diagnose",
     "divergence",
     "evaluate",
     "find_sites",
