@@ -21,11 +21,12 @@ class Scripted:
 
     script: dict[int, str]
     levels: tuple[str, ...] = ("int4", "int8", "fp32")
-    every: int = 1
     patience: int = 1
-    measures_every: int = 2
-    needs: frozenset[str] = frozenset({"curvature", "coupling", "noise"})
+    needs: frozenset[str] = frozenset({"curvature", "noise"})
     needs_horizon: frozenset[str] = frozenset()
+
+    def agenda(self, step: int, steps_per_epoch: int | None) -> frozenset[str]:
+        return frozenset({"decide"}) | (self.needs if step % 2 else frozenset())
 
     def propose(self, moment: Moment) -> dict[str, Proposal]:
         name = self.script[max(step for step in self.script if step <= moment.step)]

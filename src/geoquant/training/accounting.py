@@ -39,6 +39,11 @@ class LayerCount:
     product: dict[str, int] = field(default_factory=lambda: dict.fromkeys(PARTS, 0))
     activation_bits: int = 0
 
+    @property
+    def products(self) -> int:
+        """Floating-point operations of the three products together."""
+        return sum(self.flops[part] for part in PARTS[:3])
+
     def add(self, part: str, flops: int, one: int, other: int) -> None:
         """Count `flops` operations between operands of `one` and `other` bits."""
         self.flops[part] += flops

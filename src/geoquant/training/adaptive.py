@@ -37,7 +37,7 @@ from geoquant.training.precision import LayerPrecision, next_level
 from geoquant.training.products import COVERED, LowPrecisionLayer
 from geoquant.training.ranks import agreed, is_sharded, rank
 from geoquant.training.schedules import Schedule, make_schedule
-from geoquant.training.schedules.protocol import COUPLING, CURVATURE, NOISE, Moment, Proposal
+from geoquant.training.schedules.protocol import CURVATURE, DECIDE, NOISE, WHOLE, Moment, Proposal
 
 HOLD = 100  # steps for which precision that a NaN raised is not lowered again
 _FIELDS = tuple(asdict(LayerPrecision()))
@@ -82,7 +82,7 @@ class AdaptivePrecision:
         self._facts = Facts(list(self.layers.values()))
         self._last = LastBatch(_unwrapped(model), seed)
         self._meter = Meter(_unwrapped(model), list(self.layers.values()), probe or self._last, seed)
-        self._remembers = probe is None and bool(self.schedule.needs & {CURVATURE, COUPLING, NOISE})
+        self._remembers = probe is None and bool(self.schedule.needs)
         self._check_whole()
         self._waiting: dict[str, int] = {}
         self._held: dict[str, int] = {}
@@ -137,10 +137,11 @@ class AdaptivePrecision:
         """Return what the schedule would decide on now."""
         return Moment(
             self.step,
+            float(self.optimizer.param_groups[0]["lr"]),
             self.steps_per_epoch,
             self.total_steps,
             self.assignment,
-            self._facts.layers(),
+            self._facts.layers(max(self.step, 1)),
             self._facts.coupling_matrix(),
             self._facts.initial,
         )
@@ -162,8 +163,8 @@ class AdaptivePrecision:
             "facts": self._facts.state_dict(),
             "waiting": dict(self._waiting),
             "held": dict(self._held),
-            "meter": [self._meter.turns, self._meter.column, self._last.draws],
-            "vectors": dict(self._meter.vectors),
+            "meter": self._meter.state_dict(),
+            "draws": self._last.draws,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,8 +186,8 @@ class AdaptivePrecision:
         self.log.load_state_dict(state["log"])
         self._facts.load_state_dict(state["facts"])
         self._waiting, self._held = dict(state["waiting"]), dict(state["held"])
-        self._meter.turns, self._meter.column, self._last.draws = state["meter"]
-        self._meter.vectors = {name: vector.clone() for name, vector in state["vectors"].items()}
+        self._meter.load_state_dict(state["meter"])
+        self._last.draws = state["draws"]
 
     def _before_step(self, *_: Any) -> None:
         gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
@@ -209,11 +210,10 @@ class AdaptivePrecision:
         if not self._skipped:
             self._round_state()
         self.step += 1
-        schedule = self.schedule
-        if self.step % schedule.measures_every == 0 or (self.step == 1 and schedule.measures_every < 1 << 30):
-            self._measure(schedule.needs)
-        if self.step % schedule.every == 0:
-            self._assign(schedule.propose(self.moment()), "decision")
+        agenda = self.schedule.agenda(self.step, self.steps_per_epoch)
+        self._measure(agenda)
+        if DECIDE in agenda:
+            self._assign(self.schedule.propose(self.moment()), "decision")
 
     def _round_state(self) -> None:
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
@@ -224,14 +224,13 @@ class AdaptivePrecision:
                 layer.count.update(flops, layer.precision)
                 round_state_(weight, self.optimizer.state[weight], layer.precision, self.update, self._shared)
 
-    def _measure(self, needs: frozenset[str]) -> None:
-        if CURVATURE in needs:
-            self._facts.set_curvature(agreed(self._meter.curvature()))
-        if COUPLING in needs:
-            columns = self._meter.coupling(whole=self._facts.coupling is None)
-            self._facts.set_coupling({j: agreed(column) for j, column in columns.items()})
-        if NOISE in needs:
-            self._facts.set_noise(*(agreed(values) for values in self._meter.noise()))
+    def _measure(self, agenda: frozenset[str]) -> None:
+        if CURVATURE in agenda:
+            columns = self._meter.curvature(WHOLE in agenda or self._facts.coupling is None)
+            self._facts.set_curvature({j: agreed(column) for j, column in columns.items()})
+        if NOISE in agenda:
+            exact, rows = self._meter.noise(whole=self._facts.noise is None)
+            self._facts.set_noise(agreed(exact), {j: agreed(row) for j, row in rows.items()})
 
     def _assign(self, proposals: dict[str, Proposal], occasion: str) -> None:
         for name, proposal in proposals.items():
@@ -264,7 +263,7 @@ class AdaptivePrecision:
                 raise GeoquantError(f"the schedule {type(self.schedule).__name__} needs {name}=; give it to `adaptive`")
 
     def _check_whole(self) -> None:
-        if self.schedule.needs & {CURVATURE, COUPLING, NOISE}:
+        if self.schedule.needs:
             for name, layer in self.layers.items():
                 if is_sharded(layer.weight):
                     raise ModelError(

@@ -16,7 +16,7 @@ from geoquant.training.ranks import agreed, is_sharded
 from geoquant.training.schedules.protocol import LayerFacts
 
 DECAY = 0.9  # of the running mean of ‖g‖² over steps
-KEPT = 0.5  # share of the old curvature in a new measurement: averages the random signs of one product
+KEPT = 0.5  # share of the old noise beside a new measurement
 
 
 class Facts:
@@ -25,13 +25,15 @@ class Facts:
     Attributes:
         initial: the facts when the first gradients had been seen.
         coupling: row i, column j: ‖H_ij u_j‖; None before the first measurement.
+        noise: row j, column i: what rounding layer j does to the gradient of layer i; None before the first
+            measurement.
     """
 
     def __init__(self, layers: Sequence[LowPrecisionLayer]) -> None:
         self._layers = layers
         self._squares: Tensor | None = None
-        self._curvature: list[float] | None = None
-        self._noise: tuple[list[float], list[float]] | None = None
+        self._exact: list[float] | None = None
+        self.noise: list[list[float]] | None = None
         self.coupling: list[list[float]] | None = None
         self.initial: dict[str, LayerFacts] = {}
 
@@ -51,49 +53,49 @@ class Facts:
         else:
             self._squares = DECAY * self._squares + (1 - DECAY) * squares
 
-    def set_curvature(self, values: Sequence[float]) -> None:
-        """Take a new measurement of κ_i into its mean with the old ones."""
-        old = self._curvature or values
-        self._curvature = [KEPT * before + (1 - KEPT) * now for before, now in zip(old, values, strict=True)]
-        self._complete_initial()
-
-    def set_coupling(self, columns: dict[int, list[float]]) -> None:
+    def set_curvature(self, columns: dict[int, list[float]]) -> None:
         """Replace columns of the coupling."""
         if self.coupling is None:
             self.coupling = [[0.0] * len(self._layers) for _ in self._layers]
         for j, column in columns.items():
             for i, value in enumerate(column):
                 self.coupling[i][j] = value
+        self._complete_initial()
 
-    def set_noise(self, noise: list[float], exact: list[float]) -> None:
-        """Keep the last ‖e_i‖ and ‖∇f_i‖."""
-        self._noise = noise, exact
+    def set_noise(self, exact: list[float], rows: dict[int, list[float]]) -> None:
+        """Keep the last ‖∇f_i‖, and take new rows of noise into their mean with the old ones."""
+        self._exact = exact
+        if self.noise is None:
+            self.noise = [list(rows[j]) for j in range(len(self._layers))]
+        for j, row in rows.items():
+            self.noise[j] = [KEPT * old + (1 - KEPT) * new for old, new in zip(self.noise[j], row, strict=True)]
 
     def coupling_matrix(self) -> tuple[tuple[float, ...], ...] | None:
         """Return the coupling as a frozen value."""
         return None if self.coupling is None else tuple(map(tuple, self.coupling))
 
-    def layers(self) -> dict[str, LayerFacts]:
-        """Return the facts of every layer, the same on every rank."""
+    def layers(self, steps: int = 1) -> dict[str, LayerFacts]:
+        """Return the facts of every layer after `steps` steps, the same on every rank."""
         weights = [local(layer.weight) for layer in self._layers]
         shared = is_sharded(self._layers[0].weight)
         how = "sum" if shared else "mean"
         if self._squares is None:
-            return {layer.name: LayerFacts(self._count(layer)) for layer in self._layers}
+            return {layer.name: LayerFacts(layer.weight.numel()) for layer in self._layers}
         with torch.no_grad():
             sizes = torch.stack(torch._foreach_norm(weights)).double().square().tolist()
             spans = [2 * float(w.abs().amax()) if w.numel() else 0.0 for w in weights]
         squares, sizes = agreed(self._squares.double().tolist(), how), agreed(sizes, how)
-        spans = agreed(spans, "max")
+        spans, flops = agreed(spans, "max"), agreed([float(layer.count.products) for layer in self._layers])
         return {
             layer.name: LayerFacts(
-                self._count(layer),
+                layer.weight.numel(),
+                flops[i] / steps,
                 math.sqrt(squares[i]),
                 math.sqrt(sizes[i]),
                 spans[i],
-                None if self._curvature is None else self._curvature[i],
-                None if self._noise is None else self._noise[0][i],
-                None if self._noise is None else self._noise[1][i],
+                None if self.coupling is None else self.coupling[i][i],
+                None if self._exact is None else self._exact[i],
+                None if self.noise is None else tuple(self.noise[i]),
             )
             for i, layer in enumerate(self._layers)
         }
@@ -102,8 +104,8 @@ class Facts:
         """Return plain numbers."""
         return {
             "squares": None if self._squares is None else self._squares.tolist(),
-            "curvature": self._curvature,
-            "noise": self._noise,
+            "noise": self.noise,
+            "exact": self._exact,
             "coupling": self.coupling,
             "initial": {name: asdict(facts) for name, facts in self.initial.items()},
         }
@@ -113,13 +115,15 @@ class Facts:
         device = self._layers[0].weight.device
         squares = state["squares"]
         self._squares = None if squares is None else torch.tensor(squares, device=device)
-        self._curvature, self.coupling = state["curvature"], state["coupling"]
-        self._noise = None if state["noise"] is None else (state["noise"][0], state["noise"][1])
-        self.initial = {name: LayerFacts(**facts) for name, facts in state["initial"].items()}
-
-    def _count(self, layer: LowPrecisionLayer) -> int:
-        return int(layer.weight.numel())
+        self.coupling = state["coupling"]
+        self.noise, self._exact = state["noise"], state["exact"]
+        self.initial = {name: _facts(values) for name, values in state["initial"].items()}
 
     def _complete_initial(self) -> None:
         if self.initial and next(iter(self.initial.values())).curvature is None:
             self.initial = self.layers()
+
+
+def _facts(values: dict[str, Any]) -> LayerFacts:
+    noise = values["noise"]
+    return LayerFacts(**{**values, "noise": None if noise is None else tuple(noise)})

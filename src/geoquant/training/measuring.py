@@ -1,9 +1,9 @@
 """What is the loss like here, measured while training goes on?
 
-Everything comes from one small batch (the *probe*): one Hessian-vector product for the curvature of all layers, one
-more for a column of the coupling between layers, two gradients for what low precision does to the gradient. Curvature
-is a power iteration that goes on from measurement to measurement: all layers move at once, each along its own vector
-with a random sign, so that on average layer i's Rayleigh quotient sees its own Hessian block only.
+Everything comes from one small batch (the *probe*): a Hessian-vector product for how a move of one layer turns the
+gradient of all layers, gradients for what rounding one layer does to them. Layers take turns, one at each
+measurement, so that measuring costs the same in a deep net; curvature is a power iteration that goes on from turn to
+turn.
 
 Measured in eval mode (batch norm and dropout are fixed functions) and in float32; gradients in ``.grad`` are not
 touched.
@@ -25,10 +25,13 @@ from geoquant.geometry.objective import studied
 from geoquant.geometry.plain import PlainBatchNorm
 from geoquant.training.accounting import LayerCount
 from geoquant.training.noise import scrambled
+from geoquant.training.numerics import step_share
+from geoquant.training.precision import LayerPrecision
 from geoquant.training.products import LowPrecisionLayer
 
 Loss = Callable[[], Tensor]
 SAMPLES = 32
+FIRST_SWEEPS = 3  # power iterations at the first measurement; later ones go on from there
 
 
 @contextmanager
@@ -102,70 +105,86 @@ class Meter:
 
     Attributes:
         vectors: layer → the direction of its power iteration, a unit tensor of the weight's shape.
-        column: which layer's column of the coupling is measured next.
+        column: which layer's curvature is measured next.
+        rounded: which layer is rounded alone next.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[LowPrecisionLayer], probe: Loss, seed: int) -> None:
         self.model, self.layers, self.probe, self.seed = model, layers, probe, seed
         self.vectors: dict[str, Tensor] = {}
-        self.turns, self.column = 0, 0
+        self.column, self.rounded, self.measured = 0, 0, False
 
     @property
     def weights(self) -> list[Tensor]:
         """The weights that are differentiated, one for each layer."""
         return [layer.weight for layer in self.layers]
 
-    def curvature(self) -> list[float]:
-        """Return κ_i of every layer, from one Hessian-vector product."""
-        moves = self._moves()
-        signs = self._signs()
-        with self._product() as product:
-            images = product([sign * move for sign, move in zip(signs, moves, strict=True)])
-        found = []
-        for layer, move, sign, image in zip(self.layers, moves, signs, images, strict=True):
-            found.append(abs(float((move * image).sum())))
-            norm = image.norm()
-            if norm > 0:
-                self.vectors[layer.name] = sign * image / norm
-        return found
+    def curvature(self, whole: bool) -> dict[int, list[float]]:
+        """Return columns j ↦ (‖H_ij u_j‖)_i for unit moves u_j of layer j alone: of all layers, or of the next in turn.
 
-    def coupling(self, whole: bool) -> dict[int, list[float]]:
-        """Return columns j ↦ (‖H_ij u_j‖)_i: all of them, or the next one in turn.
-
-        Each costs one product; the graph that they share is built once.
+        u_j is turned towards the sharpest direction of the layer's own block each time, so column j's own entry grows
+        to its largest eigenvalue. A column costs one product; the graph that they share is built once.
         """
         moves = self._moves()
-        columns = range(len(moves)) if whole else [self.column % len(moves)]
+        sweeps = 1 if self.measured else FIRST_SWEEPS
+        columns = [*range(len(moves))] * sweeps if whole else [self.column % len(moves)]
         found = {}
         with self._product() as product:
             for j in columns:
-                images = product([move if i == j else torch.zeros_like(move) for i, move in enumerate(moves)])
-                found[j] = [float(image.norm()) for image in images]
+                along = self.vectors[self.layers[j].name]
+                images = product([along if i == j else torch.zeros_like(move) for i, move in enumerate(moves)])
+                found[j] = torch.stack(torch._foreach_norm(images)).tolist()
                 if found[j][j] > 0:
                     self.vectors[self.layers[j].name] = images[j] / found[j][j]
-        self.column = (columns[-1] + 1) % len(moves)
+        self.column, self.measured = (columns[-1] + 1) % len(moves), True
         return found
 
-    def noise(self) -> tuple[list[float], list[float]]:
-        """Return ‖e_i‖ and ‖∇f_i‖: the gradient in few bits less the exact one, and the exact one, per layer."""
-        exact = self.gradients(low=False)
-        low = self.gradients(low=True)
-        return [float((a - b).norm()) for a, b in zip(low, exact, strict=True)], [float(g.norm()) for g in exact]
+    def noise(self, whole: bool) -> tuple[list[float], dict[int, list[float]]]:
+        """Return (‖∇f_i‖)_i, and for layers j, all or the next in turn, the squared errors in each layer's gradient.
 
-    def gradients(self, low: bool) -> Sequence[Tensor]:
-        """Return the probe's gradients, in few bits as the layers are now, or exact."""
-        with self._studied(uncounted if low else suspended), self._repeatable():
+        Errors are those of rounding layer j alone, divided by its squared `step_share`, so that they hold for any
+        level.
+        """
+        exact = self.gradients(())
+        turns = range(len(self.layers)) if whole else [self.rounded % len(self.layers)]
+        rows = {}
+        for j in turns:
+            layer = self.layers[j]
+            kept = layer.precision
+            layer.precision = kept if not kept.exact else LayerPrecision.of("int8")
+            try:
+                low = self.gradients((layer,))
+                share = step_share(layer.precision.level("forward"))
+            finally:
+                layer.precision = kept
+            rows[j] = [float((a - b).norm() / share) ** 2 for a, b in zip(low, exact, strict=True)]
+        self.rounded = (turns[-1] + 1) % len(self.layers)
+        return [float(g.norm()) for g in exact], rows
+
+    def gradients(self, low: Sequence[LowPrecisionLayer]) -> Sequence[Tensor]:
+        """Return the probe's gradients with the layers `low` in few bits as they are now, the others exact."""
+        others = [layer for layer in self.layers if layer not in low]
+        with self._studied(others), uncounted(low), self._repeatable():
             found = torch.autograd.grad(self.probe(), self.weights, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, found, strict=True)]
 
     def loss(self) -> float:
         """Return the probe's loss in float32."""
-        with self._studied(suspended), self._repeatable():
+        with self._studied(self.layers), self._repeatable():
             return float(self.probe().detach())
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return whose turn it is, and the vectors."""
+        return {"turns": [self.column, self.rounded, self.measured], "vectors": dict(self.vectors)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up where `state_dict` was."""
+        self.column, self.rounded, self.measured = state["turns"]
+        self.vectors = {name: vector.clone() for name, vector in state["vectors"].items()}
+
     @contextmanager
-    def _studied(self, how: Callable[[Sequence[LowPrecisionLayer]], Any]) -> Iterator[None]:
-        with studied(self.model, self.weights), PlainBatchNorm(), how(self.layers):  # type: ignore[arg-type]
+    def _studied(self, exact: Sequence[LowPrecisionLayer]) -> Iterator[None]:
+        with studied(self.model, self.weights), PlainBatchNorm(), suspended(exact):  # type: ignore[arg-type]
             yield
 
     @contextmanager
@@ -178,7 +197,7 @@ class Meter:
 
     @contextmanager
     def _product(self) -> Iterator[Callable[[Sequence[Tensor]], list[Tensor]]]:
-        with self._studied(suspended):
+        with self._studied(self.layers):
             yield scalar_product(self.probe(), self.weights)  # type: ignore[arg-type]
 
     def _moves(self) -> list[Tensor]:
@@ -188,8 +207,3 @@ class Meter:
                 move = torch.randn(weight.shape, generator=generator).to(weight)
                 self.vectors[layer.name] = move / move.norm()
         return [self.vectors[layer.name] for layer in self.layers]
-
-    def _signs(self) -> list[float]:
-        self.turns += 1
-        bits = [scrambled(self.seed + 1, self.turns * len(self.layers) + i) for i in range(len(self.layers))]
-        return [1.0 if bit & 1 else -1.0 for bit in bits]

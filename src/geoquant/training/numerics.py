@@ -80,6 +80,18 @@ def level(name: str) -> Level:
     raise GridError(f"training does not compute in '{name}'; choose int2 to int8, int16, {', '.join(_FLOATS)} or fp32")
 
 
+def step_share(name: str) -> float:
+    """Return the gap between levels as a share of the largest number; for floats, half the gap just below it.
+
+    >>> step_share("int2"), step_share("int4"), step_share("fp32")
+    (1.0, 0.14285714285714285, 0.0)
+    """
+    to = level(name)
+    if to.exact:
+        return 0.0
+    return 1 / to.top if to.top else 2.0 ** -(_FLOATS[name][0] + 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Rounded:
     """A tensor in few bits: ``codes * scale``.

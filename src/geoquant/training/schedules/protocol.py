@@ -17,8 +17,9 @@ from geoquant.errors import GeoquantError
 from geoquant.registry import Registry
 from geoquant.training.precision import Assignment, LayerPrecision
 
-# What a schedule may ask to be measured before it decides.
-NORMS, CURVATURE, COUPLING, NOISE = "norms", "curvature", "coupling", "noise"
+# What may be on the agenda after a step: measurements, then a decision on them.
+CURVATURE, NOISE, WHOLE, DECIDE = "curvature", "noise", "whole", "decide"
+NOTHING: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -27,21 +28,24 @@ class LayerFacts:
 
     Attributes:
         weights: their number.
+        flops: floating-point operations of its products in an average step so far.
         gradient_norm: root mean square over recent steps of ‖g_i‖, the norm of the minibatch gradient of its weights.
         weight_norm: ‖θ_i‖.
         span: the range R_i of its weights, 2·max|w|.
-        curvature: κ_i, the largest eigenvalue met of the layer's own Hessian block.
-        noise: ‖e_i‖, how far the gradient in few bits was from the one in float32, on the same samples.
-        exact_gradient_norm: ‖∇f_i‖ in float32 on those samples.
+        curvature: κ_i, the curvature of the loss along the sharpest direction met in the layer's own weights.
+        exact_gradient_norm: ‖∇f_i‖ in float32 on the probe.
+        noise: (layers,) squared errors that rounding *this* layer to one level either side of zero would make in the
+            probe's gradient of each layer; at other levels they shrink with the square of the step.
     """
 
     weights: int
+    flops: float = 0.0
     gradient_norm: float | None = None
     weight_norm: float | None = None
     span: float | None = None
     curvature: float | None = None
-    noise: float | None = None
     exact_gradient_norm: float | None = None
+    noise: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Moment:
 
     Attributes:
         step: optimizer steps done.
+        rate: the learning rate now.
         steps_per_epoch: None when the caller did not say.
         total_steps: None when the caller did not say.
         assignment: the precision of every layer now.
@@ -59,6 +64,7 @@ class Moment:
     """
 
     step: int
+    rate: float
     steps_per_epoch: int | None
     total_steps: int | None
     assignment: Assignment
@@ -84,28 +90,25 @@ class Schedule(Protocol):
         ...
 
     @property
-    def every(self) -> int:
-        """Steps between decisions."""
-        ...
-
-    @property
     def patience(self) -> int:
         """Decisions in a row that must wish for fewer bits before they are given."""
         ...
 
     @property
     def needs(self) -> frozenset[str]:
-        """What is measured before a decision: any of ``norms``, ``curvature``, ``coupling``, ``noise``."""
-        ...
-
-    @property
-    def measures_every(self) -> int:
-        """Steps between measurements other than norms."""
+        """What it will ever ask to be measured: ``curvature``, ``noise``, both or nothing."""
         ...
 
     @property
     def needs_horizon(self) -> frozenset[str]:
         """Which of ``steps_per_epoch`` and ``total_steps`` the caller must give."""
+        ...
+
+    def agenda(self, step: int, steps_per_epoch: int | None) -> frozenset[str]:
+        """Return what to do after `step` steps: measure ``curvature`` or ``noise``, ``decide``, or nothing.
+
+        A measurement looks at the next layer in turn, the first one at all; ``whole`` makes every one look at all.
+        """
         ...
 
     def propose(self, moment: Moment) -> dict[str, Proposal]:
@@ -127,8 +130,8 @@ def make_schedule(spec: str, **options: Any) -> Schedule:
         UnknownNameError: there is no such schedule.
         GeoquantError: it does not take these options.
 
-    >>> make_schedule("uniform:int6").levels[0]
-    'int6'
+    >>> make_schedule("uniform:int6").levels
+    ('int6', 'int8', 'int16', 'fp32')
     """
     name, _, argument = spec.partition(":")
     make = SCHEDULES[name]

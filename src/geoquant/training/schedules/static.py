@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from geoquant.training.numerics import FLOAT, level
 from geoquant.training.precision import LayerPrecision
-from geoquant.training.schedules.protocol import SCHEDULES, Moment, Proposal
+from geoquant.training.schedules.protocol import NOTHING, SCHEDULES, Moment, Proposal
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,7 @@ class Static:
 
     precision: LayerPrecision
     reason: str
-    every: int = 1 << 30
     patience: int = 1
-    measures_every: int = 1 << 30
     needs: frozenset[str] = frozenset()
     needs_horizon: frozenset[str] = frozenset()
 
@@ -39,6 +37,10 @@ class Static:
         """Its own level, and wider ones to step up to after a NaN."""
         own = min((self.precision.weights, self.precision.gradients), key=lambda name: level(name).bits)
         return (own, *(name for name in ("int8", "int16", FLOAT) if level(name).bits > level(own).bits))
+
+    def agenda(self, step: int, steps_per_epoch: int | None) -> frozenset[str]:
+        """Nothing is ever decided again."""
+        return NOTHING
 
     def propose(self, moment: Moment) -> dict[str, Proposal]:
         """Propose the same for all."""

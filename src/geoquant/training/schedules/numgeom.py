@@ -1,0 +1,120 @@
+"""What is the cheapest precision whose noise training does not notice?
+
+A step with a wrong gradient, θ⁺ = θ − η(∇f + e), changes the loss by −η‖∇f‖² + (η²/2)·(∇f + e)ᵀH(∇f + e) on average
+over mean-zero errors e, so what rounding adds is (η²/2)·eᵀHe: noise counts where the loss is curved. Rounding layer j
+to steps of size s_j adds s_j²·V_j, with V_j = Σ_i κ_i‖e_i‖² measured by rounding that layer alone on a small batch,
+which sees every way its errors take through forward and backward. The schedule spends the fewest bit-operations Σ_j
+F_j·b_j with
+
+    Σ_j s_j²·V_j ≤ share² · Σ_i κ_i‖g_i‖²,
+
+the gradient's own energy in the same measure. A share of 1/√3 is the empirical mark below which training was seen to
+stop helping (arXiv:2505.19115); ours stays under it. Layers of few operations and of much noise get more bits, and
+all get more as the gradient gets small beside the noise.
+
+Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
+    rounding
+is not mean-zero. It is a criterion for noise, not a proof of descent: that is `geoquant.training.schedules.sound`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from geoquant.training.numerics import FLOAT, level, step_share
+from geoquant.training.precision import FINE, LayerPrecision, next_level
+from geoquant.training.schedules.protocol import (
+    CURVATURE,
+    DECIDE,
+    NOISE,
+    NOTHING,
+    SCHEDULES,
+    Moment,
+    Proposal,
+)
+
+
+@SCHEDULES.add("numgeom")
+@dataclass(frozen=True)
+class NumGeom:
+    """The cheapest widths within a share of noise.
+
+    Attributes:
+        share: of noise in the gradient, as norms.
+        every: steps between decisions; each rounds one layer alone, the first every layer.
+        start: bits before anything was measured.
+        least: bits that no layer goes below.
+        curved: weigh noise by the layers' curvature; without it by nothing.
+        optimizer: level of the optimizer's state.
+    """
+
+    share: float = 0.4
+    every: int = 50
+    start: int = 6
+    least: int = 3
+    curved: bool = True
+    optimizer: str = FLOAT
+    levels: tuple[str, ...] = FINE
+    patience: int = 2
+    needs_horizon: frozenset[str] = NOTHING
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Noise, and curvature where it weighs."""
+        return frozenset({NOISE, CURVATURE} if self.curved else {NOISE})
+
+    def agenda(self, step: int, steps_per_epoch: int | None) -> frozenset[str]:
+        """Measure and decide after the first step, and every so many."""
+        return self.needs | {DECIDE} if step == 1 or step % self.every == 0 else NOTHING
+
+    def propose(self, moment: Moment) -> dict[str, Proposal]:
+        """Propose the cheapest widths within the share."""
+        facts = moment.layers
+        if any(one.noise is None or one.exact_gradient_norm is None for one in facts.values()):
+            first = LayerPrecision.of(next_level(self.levels, self.start), None, self.optimizer)
+            return dict.fromkeys(facts, Proposal(first, "nothing measured yet"))
+        weights = [one.curvature or 0.0 if self.curved else 1.0 for one in facts.values()]
+        energy = sum(k * (one.exact_gradient_norm or 0.0) ** 2 for k, one in zip(weights, facts.values(), strict=True))
+        noise = {name: sum(k * e for k, e in zip(weights, one.noise or (), strict=True)) for name, one in facts.items()}
+        menu = tuple(name for name in self.levels if level(name).bits >= self.least)
+        names = cheapest(noise, {name: one.flops for name, one in facts.items()}, self.share**2 * energy, menu)
+        spent = sum(noise[name] * step_share(names[name]) ** 2 for name in names)
+        ratio = math.sqrt(spent / energy) if energy else math.inf
+        return {
+            name: Proposal(
+                LayerPrecision.of(names[name], names[name], self.optimizer),
+                f"noise {math.sqrt(noise[name] / energy) * step_share(names[name]) if energy else math.inf:.3f} of the "
+                f"gradient, {ratio:.3f} in all, share {self.share}",
+            )
+            for name in facts
+        }
+
+
+def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, menu: tuple[str, ...]) -> dict[str, str]:
+    """Return a level per layer with Σ noise·step² ≤ allowed and few Σ flops·bits, by steps of best value.
+
+    Starts everywhere at the first of `menu` and takes, again and again, the step up that removes most noise per
+    bit-operation. Where not even the last level is enough, all layers get it.
+
+    >>> cheapest({"big": 1.0, "small": 1.0}, {"big": 100.0, "small": 1.0}, 0.03, ("int3", "int4", "int8"))
+    {'big': 'int4', 'small': 'int8'}
+    """
+    chosen = dict.fromkeys(noise, 0)
+    squares = [step_share(name) ** 2 for name in menu]
+    bits = [level(name).bits for name in menu]
+
+    def spent() -> float:
+        return sum(noise[name] * squares[place] for name, place in chosen.items())
+
+    def value(name: str) -> float:
+        place = chosen[name]
+        gain = noise[name] * (squares[place] - squares[place + 1])
+        return gain / ((flops[name] + 1e-9) * (bits[place + 1] - bits[place]))
+
+    while spent() > allowed:
+        open_ones = [name for name, place in chosen.items() if place + 1 < len(menu)]
+        if not open_ones:
+            break
+        chosen[max(open_ones, key=value)] += 1
+    return {name: menu[place] for name, place in chosen.items()}
