@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from geoquant import progress
 from geoquant.cli.activating import ActivationGrids, ActivationRange, read_activations, tell_what_stays, with_inputs
@@ -72,6 +73,7 @@ from geoquant.models import is_pretrained_folder, take_inventory
 from geoquant.plan import Plan, plan_text
 from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
+from geoquant.transforms import TRANSFORMS
 
 EVALUATION_IMAGES = 250
 
@@ -102,6 +104,14 @@ def quantize_command(
         typer.Option(help="relative (correct batch norms and biases for what rounding moved) or none."),
     ] = None,
     refine: Annotated[str | None, typer.Option(help=f"Learn codes afterwards: none, {', '.join(REFINEMENTS)}.")] = None,
+    transforms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--transform",
+            help="Rewrite the model first into one that computes the same and rounds better: "
+            f"{', '.join(TRANSFORMS)}. Repeatable, in this order; needs --data.",
+        ),
+    ] = None,
     activations: ActivationGrids = None,
     activation_range: ActivationRange = None,
     max_drop: MaxDrop = None,
@@ -158,6 +168,7 @@ def quantize_command(
     inputs = read_activations(net, take_inventory(net), activations, activation_range, max_drop)
     batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
+    recipe["transforms"] = tuple(transforms or ())
     more: dict[str, Any] = {}
     if chosen is None:
         assert data is not None
@@ -179,13 +190,20 @@ def quantize_command(
         chosen = refine_plan(net, chosen, batches, evaluations, recipe, output)
     with progress.shown():
         quantize_(net, chosen, batches, **recipe)
+    _tell(net)
+    path = save(net, chosen, output)
+    say(f"wrote {path}, {path.stat().st_size:,} bytes")
+    show(plan_text(chosen), {**plan_document(chosen, path), **more}, as_json)
+
+
+def _tell(net: nn.Module) -> None:
+    """Say what was done to the model besides rounding, and what was not done."""
+    for report in quantized_state(net).transforms:
+        say(str(report))
     unseen = quantized_state(net).unseen
     if unseen:
         say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
     tell_what_stays(net)
-    path = save(net, chosen, output)
-    say(f"wrote {path}, {path.stat().st_size:,} bytes")
-    show(plan_text(chosen), {**plan_document(chosen, path), **more}, as_json)
 
 
 @app.command("evaluate")

@@ -51,6 +51,7 @@ from geoquant.quantize.correction import (
 from geoquant.quantize.recipes import Recipe, Refinement, choose_recipe
 from geoquant.quantize.state import QuantizedState, attach_, is_quantized
 from geoquant.rounding import Rounding, RoundingContext, uses_inputs
+from geoquant.transforms import Names, find_transforms, transformed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -64,6 +65,7 @@ def quantize_(
     rounding: str | Rounding | None = None,
     norms: str | None = None,
     refine: str | Refinement | None = None,
+    transforms: Names = (),
     forward: Forward | None = None,
     seed: int = 0,
 ) -> Model:
@@ -78,6 +80,7 @@ def quantize_(
         rounding: a registered rounding or one of your own.
         norms: "relative" corrects batch norms and biases against the float model, "none" leaves them.
         refine: "blocks" or "network" learn the codes afterwards, "none" does not.
+        transforms: what rewrites the model before anything is rounded, by name or your own (`geoquant.transforms`).
         forward: how to call the model, where the usual ways do not fit.
         seed: of every random draw.
 
@@ -87,7 +90,7 @@ def quantize_(
         DataError: the calibration set is empty or not finite.
         ModelError: a weight is NaN or Inf, or the model cannot be called.
         GridError: a grid cannot hold the weights.
-        UnknownNameError: there is no such effort, rounding, norm correction or refinement.
+        UnknownNameError: there is no such effort, rounding, norm correction, refinement or transform.
     """
     if is_quantized(model):
         raise PlanError("this model is quantized already; quantize the float model again")
@@ -101,19 +104,22 @@ def quantize_(
             f"the input of '{static[0]}' has a static grid, whose range needs calibration batches; "
             "give some, or make it dynamic"
         )
-    if calibration is None or not (recipe.needs_data or static):
-        matrices = _round_blindly(model, plan, recipe.method, seed)
-        state = QuantizedState(plan, matrices, in_float=left_in_float(model, plan, {}))
-        attach_(model, replace(state, latents=_weights(model, inventory.sites)), inventory.sites)
-        return model
-    batches = collect(calibration)
-    work = copy.deepcopy(model)
-    state = _Walk(model, work, plan, recipe, seed).run(batches, forward)
-    if recipe.refinement is not None:
-        matrices = recipe.refinement(model, work, inventory.sites, state.matrices, batches, forward, seed)
-        scales = {each.name: each.scale for each in quantizers_of(work) if not each.grid.dynamic}
-        state = replace(state, matrices=matrices, scales=scales)
-    attach_(model, replace(state, latents=_weights(model, inventory.sites)), inventory.sites)
+    batches = None if calibration is None else collect(calibration)
+    base, reports = model, None
+    if chosen := find_transforms(transforms):
+        base, reports = transformed(model, chosen, batches, plan, forward, seed)
+    if batches is None or not (recipe.needs_data or static):
+        matrices, work = _round_blindly(base, plan, recipe.method, seed), base
+        state = QuantizedState(plan, matrices, in_float=left_in_float(base, plan, {}))
+    else:
+        work = copy.deepcopy(base)
+        state = _Walk(base, work, plan, recipe, seed).run(batches, forward)
+        if recipe.refinement is not None:
+            matrices = recipe.refinement(base, work, inventory.sites, state.matrices, batches, forward, seed)
+            scales = {each.name: each.scale for each in quantizers_of(work) if not each.grid.dynamic}
+            state = replace(state, matrices=matrices, scales=scales)
+    state = replace(state, latents=_weights(base, inventory.sites), transforms=reports or ())
+    attach_(model, state, inventory.sites)
     _copy_others_(work, model, inventory.sites)
     return model
 

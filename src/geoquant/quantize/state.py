@@ -16,6 +16,7 @@ from geoquant.grids import ActivationScale, QuantizedMatrix
 from geoquant.models import Site, get_weight, set_weight_
 from geoquant.plan import Plan
 from geoquant.quantize.activations import install_, quantizers_of
+from geoquant.transforms import TransformReport
 
 _STATE = "_geoquant_state"
 
@@ -33,6 +34,7 @@ class QuantizedState:
         in_float: activations that stay in float although one may expect otherwise, each with its reason.
         latents: the float weights that the codes stand for, by parameter name, where `quantize_` has just rounded
             them; they are not saved. Training goes on from them (`geoquant.recovery`).
+        transforms: what was rewritten before rounding; not saved either, as the weights are.
     """
 
     plan: Plan
@@ -41,6 +43,7 @@ class QuantizedState:
     scales: dict[str, ActivationScale] = field(default_factory=dict)
     in_float: tuple[str, ...] = ()
     latents: dict[str, Tensor] = field(default_factory=dict)
+    transforms: tuple[TransformReport, ...] = ()
 
 
 def attach_(model: nn.Module, state: QuantizedState, sites: tuple[Site, ...]) -> None:

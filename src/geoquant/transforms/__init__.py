@@ -1,7 +1,7 @@
 """The same function in weights that round better: scales moved across layers, and rotations."""
 
 from geoquant.transforms.absorb import Absorb
-from geoquant.transforms.applying import check_needs, find_transforms, transform, transform_
+from geoquant.transforms.applying import Names, check_needs, find_transforms, transform, transform_, transformed
 from geoquant.transforms.awq import Awq
 from geoquant.transforms.equalize import Equalize
 from geoquant.transforms.hadamard import Hadamard, untie_
@@ -24,6 +24,7 @@ __all__ = [
     "Awq",
     "Equalize",
     "Hadamard",
+    "Names",
     "Skipped",
     "SmoothQuant",
     "Transform",
@@ -35,5 +36,6 @@ __all__ = [
     "random_hadamard",
     "transform",
     "transform_",
+    "transformed",
     "untie_",
 ]

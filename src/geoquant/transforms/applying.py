@@ -54,26 +54,11 @@ def transform_(
     absorb: 1 applied, 0 left
       0 → 1
     """
-    chosen = find_transforms(transforms)
-    check_needs(chosen, calibration is not None, plan)
-    if not chosen:
-        return ()
-    check_finite(model)
-    batches = collect(calibration if calibration is not None else ())
-    inventory = take_inventory(model)
-    if plan is not None:
-        plan.inventory.check_same_layout(inventory)
-    work = copy.deepcopy(model)
-    context = TransformContext(batches, plan, forward, seed)
-    reports = tuple(transform(work, context) for transform in chosen)
-    inventory.check_same_layout(take_inventory(work))
-    check_finite(work)
-    _check_same_function(model, work, batches[0], forward)
-    with torch.no_grad():
-        found = dict(_tensors(work))
-        for name, tensor in _tensors(model):
-            with writing(tensor):
-                tensor.copy_(found[name])
+    work, reports = transformed(model, transforms, calibration, plan, forward, seed)
+    found = dict(_tensors(work))
+    for name, tensor in _tensors(model):
+        with writing(tensor):
+            tensor.copy_(found[name])
     return reports
 
 
@@ -81,9 +66,34 @@ def transform(
     model: Model, transforms: Names, calibration: Iterable[Any] | None = None, plan: Plan | None = None, **settings: Any
 ) -> Model:
     """Return a transformed copy of `model`; arguments are those of `transform_`."""
-    copied = copy.deepcopy(model)
-    transform_(copied, transforms, calibration, plan, **settings)
-    return copied
+    return transformed(model, transforms, calibration, plan, **settings)[0]
+
+
+def transformed(
+    model: Model,
+    transforms: Names,
+    calibration: Iterable[Any] | None = None,
+    plan: Plan | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> tuple[Model, tuple[TransformReport, ...]]:
+    """Return a transformed copy of `model`, and what was done to it; arguments are those of `transform_`."""
+    chosen = find_transforms(transforms)
+    check_needs(chosen, calibration is not None, plan)
+    check_finite(model)
+    work = copy.deepcopy(model)
+    if not chosen:
+        return work, ()
+    batches = collect(calibration if calibration is not None else ())
+    inventory = take_inventory(model)
+    if plan is not None:
+        plan.inventory.check_same_layout(inventory)
+    context = TransformContext(batches, plan, forward, seed)
+    reports = tuple(transform(work, context) for transform in chosen)
+    inventory.check_same_layout(take_inventory(work))
+    check_finite(work)
+    _check_same_function(model, work, batches[0], forward)
+    return work, reports
 
 
 def find_transforms(transforms: Names) -> tuple[Transform, ...]:
