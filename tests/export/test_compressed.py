@@ -171,7 +171,7 @@ def test_sharded_folders_are_the_same_model(tmp_path: Path) -> None:
     contents = EXPORTERS["compressed-tensors"].contents(tmp_path / "out")
     assert f"{len(shards)} of {len(shards)}" in contents.notes[0]
     shards[1].unlink()
-    with pytest.raises(FileFormatError, match=f"lacks 1 of {len(shards)} shards"):
+    with pytest.raises(FileFormatError, match=f"lacks 1 of {len(shards)} weight files"):
         EXPORTERS["compressed-tensors"].contents(tmp_path / "out")
 
 
@@ -215,7 +215,7 @@ def test_an_index_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
     document = json.loads(index.read_text())
     document["weight_map"] = dict.fromkeys(document["weight_map"], "../../secret.safetensors")
     index.write_text(json.dumps(document))
-    with pytest.raises(FileFormatError, match="names no files"):
+    with pytest.raises(FileFormatError, match="must name files beside it"):
         EXPORTERS["compressed-tensors"].contents(tmp_path / "out")
 
 

@@ -2,6 +2,7 @@
 
 from geoquant.export.compressed import CompressedTensors, compressed_tensors
 from geoquant.export.gguf_format import Gguf, gguf, gguf_types
+from geoquant.export.inspecting import contents_document, contents_text, inspect
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
@@ -19,9 +20,12 @@ __all__ = [
     "StoredLayer",
     "checksum",
     "compressed_tensors",
+    "contents_document",
+    "contents_text",
     "export_model",
     "gguf",
     "gguf_types",
+    "inspect",
     "load",
     "need",
     "read_artifact",

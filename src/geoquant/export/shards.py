@@ -20,10 +20,10 @@ from torch import Tensor
 
 from geoquant.errors import FileFormatError, GeoquantError, OutputError
 from geoquant.export.packed import WEIGHTS_FILE, checksum
+from geoquant.models.pretrained import INDEX_FILE, weight_files
 from geoquant.plan import Entry
 from geoquant.storage import Json, canonical
 
-INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 NOTE_KEY = "geoquant-export"
 
 
@@ -96,33 +96,18 @@ def find_shards(path: Path) -> tuple[Path, ...]:
     """
     if not path.is_dir():
         return (path,)
-    index, whole = path / INDEX_FILE, path / WEIGHTS_FILE
-    if not index.exists():
-        if whole.exists():
-            return (whole,)
-        raise FileFormatError(f"{path} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}; copy or download it again")
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(_plain(name) for name in names.values()):
-        raise FileFormatError(f"{index} names no files in a weight_map; copy or download it again")
-    shards = sorted(set(names.values()))
-    missing = [name for name in shards if not (path / name).exists()]
-    if missing:
-        raise FileFormatError(
-            f"{path} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing[:3])}); copy or download it again"
-        )
-    for shard in shards:
-        with opened(path / shard) as stored:
-            lost = [name for name, place in names.items() if place == shard and name not in set(stored)]
-        if lost:
-            raise FileFormatError(
-                f"{path / shard} lacks {len(lost)} tensors that {INDEX_FILE} lists, such as '{lost[0]}'"
-            )
-    return tuple(path / shard for shard in shards)
-
-
-def _plain(name: object) -> bool:
-    """Whether `name` is that of a file in the folder itself: an index must not lead elsewhere."""
-    return isinstance(name, str) and name.endswith(".safetensors") and Path(name).name == name
+    shards = weight_files(path)
+    if (path / INDEX_FILE).is_file():
+        listed = read_json(path / INDEX_FILE)["weight_map"]
+        for shard in shards:
+            with opened(shard) as stored:
+                held = set(stored)
+            lost = [name for name, place in listed.items() if place == shard.name and name not in held]
+            if lost:
+                raise FileFormatError(
+                    f"{shard} lacks {len(lost)} tensors that {INDEX_FILE} lists, such as '{lost[0]}'; copy it again"
+                )
+    return shards
 
 
 def read_json(path: Path) -> Json:

@@ -49,6 +49,8 @@ def weight_files(folder: Path | str) -> tuple[Path, ...]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if not names or any(Path(name).name != name for name in names):
+                raise ValueError("its weight_map must name files beside it")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(f"{index} is damaged ({error}); copy or download it again") from error
         missing = [name for name in names if not (folder / name).is_file()]
