@@ -33,9 +33,11 @@ from geoquant.quantize import quantize
 from geoquant.sensitivity import (
     PREDICTORS,
     MarginalKL,
+    SampledPlans,
     Subject,
     gauss_newton_shifts,
     make_subject,
+    random_columns,
     stored_bits,
     thrifty_columns,
 )
@@ -43,7 +45,6 @@ from geoquant.sensitivity import (
 MODEL = "geoquant.models.zoo:resnet20_cifar10"
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 BUDGETS = (2.5, 3.0)
-BAND = 0.02
 BATCH = 64
 RESAMPLES = 2000
 # Arguments that results depend on; those of other settings are not resumed.
@@ -51,18 +52,6 @@ SETTING = ("family", "rounding", "norms", "images", "held_out", "labels", "toler
 
 Columns = tuple[int, ...]
 Predict = Callable[[Columns], float]
-
-
-def random_columns(cost: np.ndarray, weights: int, budget: float, draw: np.random.Generator) -> Columns:
-    """Draw a grid per site, then move random sites by one width until the average is within the band."""
-    rows = np.arange(len(cost))
-    columns = draw.integers(0, cost.shape[1], len(cost))
-    while True:
-        average = cost[rows, columns].sum() / weights
-        if abs(average - budget) <= BAND:
-            return tuple(int(column) for column in columns)
-        row = draw.integers(len(cost))
-        columns[row] = np.clip(columns[row] + (1 if average < budget else -1), 0, cost.shape[1] - 1)
 
 
 def random_plans(subject: Subject, budget: float, count: int, seed: int) -> list[Columns]:
@@ -97,7 +86,7 @@ def interval(measure: Callable[..., Any], predicted: np.ndarray, real: np.ndarra
     return {name: round(float(np.nan_to_num(x)), 4) for name, x in (("value", value), ("low", low), ("high", high))}
 
 
-def additive(damage: Sequence[Sequence[float]]) -> Predict:
+def additive(damage: Any) -> Predict:
     """Predict a plan's damage as the sum of its choices' damages."""
     matrix = np.array(damage)
     return lambda columns: float(matrix[np.arange(len(columns)), list(columns)].sum())
@@ -143,6 +132,10 @@ class Bench:
             mine = MarginalKL(base, self.deploy, exact=name.endswith("exact"), tolerance=self.arguments.tolerance)
             marginals = self._timed(name, lambda: mine.marginals(self.subject))
             return lambda columns: float(marginals.damage(columns))
+        if name == "sampled_plans_deployed":
+            mine = SampledPlans(budget, self.deploy)
+            sampled = self._timed(name, lambda: mine.sample(self.subject))
+            return additive(sampled.beliefs.mean())
         if name not in self.known:
             self.known[name] = self._float_point(name)
         return self.known[name]
@@ -214,6 +207,7 @@ def main() -> None:
     made.add_argument("--tolerance", type=float, default=0.1, help="of marginal_kl's standard errors")
     made.add_argument("--seed", type=int, default=0)
     everyone = [*PREDICTORS.names(), "gauss_newton_gram", "marginal_kl_deployed", "marginal_kl_exact"]
+    everyone.append("sampled_plans_deployed")
     made.add_argument("--predictors", default=",".join(everyone))
     arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)

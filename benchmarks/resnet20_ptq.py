@@ -3,7 +3,8 @@
     python benchmarks/resnet20_ptq.py --weights cifar10_resnet20.safetensors
 
 needs CIFAR-10 ($GEOQUANT_DATA_DIR or the Hub). Plans: uniform widths, and the exact solver's on `weight_error` at
-inclusive average bits. Calibration: training images without labels, another set for each seed; figures: all 10,000
+inclusive average bits, as they come and with the first and last layer at 8 bits; W4A4 and the like put the inputs of
+all layers on a grid too. Calibration: training images without labels, another set for each seed; figures: all 10,000
 test images. Settings were tuned by the KL divergence to the float model on training images outside the
 calibration set, never on test images. ``--quick`` runs the cheap methods on few images, to see that all works.
 """
@@ -33,6 +34,7 @@ from geoquant.sensitivity import DEFAULT_GRIDS, profile
 MODEL = "geoquant.models.zoo:resnet20_cifar10"
 WIDTHS = (2, 3, 4)
 BUDGETS = (2.0, 2.5, 3.0, 4.0)
+ACTIVATED = ((8, 8), (4, 4), (2, 8))  # bits of weights and of inputs
 EXTRA = ("binary", "ternary")  # with its scales, a 2-bit grid takes more than 2 bits
 
 
@@ -48,15 +50,20 @@ def methods(quick: bool) -> dict[str, dict[str, Any]]:
 
 
 def plans(model: torch.nn.Module, calibration: Any, quick: bool) -> dict[str, Plan]:
-    """Return uniform plans and plans of the exact solver."""
-    chosen = {
-        f"uniform int{bits}": uniform_plan(model, f"int{bits}:mse-signed") for bits in WIDTHS[: 1 if quick else 3]
-    }
-    integers = DEFAULT_GRIDS if not quick else DEFAULT_GRIDS[:2]
-    for budget in BUDGETS[: 1 if quick else None]:
-        grids = (*EXTRA, *integers) if budget <= 2 else integers
-        measured = profile(model, calibration, predictors=["weight_error"], grids=grids)
-        chosen[f"weight_error, {budget:g} bits"] = allocate(measured, Budget(average_bits=budget))
+    """Return uniform plans, plans of the exact solver, and uniform ones with activations."""
+    widths, budgets = (WIDTHS[:1], BUDGETS[:1]) if quick else (WIDTHS, BUDGETS)
+    chosen = {f"uniform int{bits}": uniform_plan(model, f"int{bits}:mse-signed") for bits in widths}
+    measured = profile(model, calibration, predictors=["weight_error"], grids=(*EXTRA, *DEFAULT_GRIDS))
+    names = measured.inventory.names
+    ends = dict.fromkeys((names[0], names[-1]), "int8:mse-signed")
+    for budget in budgets:
+        menu = (*EXTRA, *DEFAULT_GRIDS) if budget <= 2 else DEFAULT_GRIDS
+        for note, fixed in (("", {}), (", ends at 8", ends)):
+            plan = allocate(measured, Budget(average_bits=budget), menu=menu, fixed=fixed)
+            chosen[f"weight_error, {budget:g} bits{note}"] = plan
+    for weight, activation in () if quick else ACTIVATED:
+        grid = f"int{weight}:mse-signed"
+        chosen[f"W{weight}A{activation}"] = uniform_plan(model, grid, activations=f"int{activation}:affine")
     return chosen
 
 
@@ -101,6 +108,7 @@ def read_arguments() -> argparse.Namespace:
     made.add_argument("--images", type=int, default=1024, help="calibration images")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
     made.add_argument("--only", default="", help="only methods in whose name this regular expression is found")
+    made.add_argument("--plans", default="", help="only plans in whose name this regular expression is found")
     made.add_argument("--quick", action="store_true", help="few images, plans, steps and one seed")
     arguments = made.parse_args()
     if arguments.quick:
@@ -124,6 +132,8 @@ def main() -> None:
                 "cifar10", "train", Normalize.imagenet, arguments.weights, size, arguments.images, seed
             )
             for label, plan in plans(model, calibration, arguments.quick).items():
+                if not re.search(arguments.plans, label):
+                    continue
                 for method, how in chosen.items():
                     start = time.perf_counter()
                     net = quantize(model, plan, calibration, seed=seed, **how)

@@ -2,7 +2,7 @@
 
 A table of single moves leaves out how layers act together. So whole plans near the current one are deployed and
 measured by the divergence from the float model, which needs no labels. What was measured corrects the table
-(`geoquant.search.beliefs`); the exact solver then proposes the best plan within the budget that changes at most a
+(`geoquant.sensitivity.beliefs`); the exact solver then proposes the best plan within the budget that changes at most a
 few layers. It is accepted when its divergence falls by more than the noise of the paired difference; then the trust
 region grows; otherwise it shrinks. What is accepted was chosen on these very samples, so the final figure belongs to
 others.
@@ -26,8 +26,8 @@ from geoquant.models import Forward
 from geoquant.plan import Plan
 from geoquant.plan.nearby import Neighbourhood
 from geoquant.progress import task
-from geoquant.search.beliefs import Beliefs, Columns, Floats, paired
 from geoquant.search.samples import Deploy, Divergence, pipeline
+from geoquant.sensitivity.beliefs import Beliefs, Columns, Floats, paired
 
 STATE_VERSION = 1
 SMALLEST = 2

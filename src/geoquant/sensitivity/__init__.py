@@ -3,6 +3,7 @@
 from geoquant.sensitivity.caq import Caq, LayerConstants, caq_constants, composed_log_error
 from geoquant.sensitivity.condition_number import ConditionNumber
 from geoquant.sensitivity.delta_loss import DeltaLoss
+from geoquant.sensitivity.deploying import Deploy
 from geoquant.sensitivity.fit import Fit, GradientNorm
 from geoquant.sensitivity.gauss_newton_form import GaussNewtonForm, Shifts, gauss_newton_shifts
 from geoquant.sensitivity.hawq import HawqV2
@@ -10,12 +11,12 @@ from geoquant.sensitivity.hessian_diagonal import HessianDiagonal
 from geoquant.sensitivity.hessian_form import HessianForm
 from geoquant.sensitivity.imatrix import IMatrix
 from geoquant.sensitivity.kfac import KFac
-from geoquant.sensitivity.marginal_kl import Deploy, MarginalKL, Marginals
+from geoquant.sensitivity.marginal_kl import MarginalKL, Marginals
 from geoquant.sensitivity.modelopt_gradient import ModelOptGradient
 from geoquant.sensitivity.nmse import Nmse
 from geoquant.sensitivity.one_input_kl import ActivationTable, activation_cost, find_activations, measure_activations
 from geoquant.sensitivity.one_layer_kl import OneLayerKL
-from geoquant.sensitivity.operating_point import stored_bits, thrifty_columns
+from geoquant.sensitivity.operating_point import random_columns, stored_bits, thrifty_columns
 from geoquant.sensitivity.profiling import (
     DEFAULT_GRIDS,
     DEFAULT_PREDICTORS,
@@ -25,6 +26,7 @@ from geoquant.sensitivity.profiling import (
     profile,
 )
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject, table
+from geoquant.sensitivity.sampled_plans import Sampled, SampledPlans
 from geoquant.sensitivity.spectral_norm import SpectralNorm
 from geoquant.sensitivity.weight_error import WeightError
 
@@ -54,6 +56,8 @@ __all__ = [
     "OneLayerKL",
     "Predictor",
     "Profile",
+    "Sampled",
+    "SampledPlans",
     "Shifts",
     "SpectralNorm",
     "Subject",
@@ -67,6 +71,7 @@ __all__ = [
     "measure_activations",
     "parse_profile",
     "profile",
+    "random_columns",
     "stored_bits",
     "table",
     "thrifty_columns",

@@ -38,3 +38,20 @@ def sample_mean(values: Array | Sequence[Array], weights: Array | Sequence[float
         return mean, np.zeros_like(mean)
     spread = np.square(joined - mean * share).sum(0)
     return mean, np.sqrt(spread * len(joined) / (len(joined) - 1)) / total
+
+
+def rising(change: Array, errors: Array) -> Array:
+    """Return the nearest values (least squares) that never fall as `errors` rises: pool adjacent violators.
+
+    >>> rising(np.array([3.0, 5.0, 1.0]), np.array([0.9, 0.2, 0.1])).tolist()
+    [4.0, 4.0, 1.0]
+    """
+    pools: list[list[int]] = []
+    for place in np.lexsort((change, errors)).tolist():
+        pools.append([place])
+        while len(pools) > 1 and change[pools[-2]].mean() > change[pools[-1]].mean():
+            pools[-2:] = [pools[-2] + pools[-1]]
+    found = np.empty_like(change)
+    for pool in pools:
+        found[pool] = change[pool].mean()
+    return found

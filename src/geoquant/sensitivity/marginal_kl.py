@@ -10,7 +10,6 @@ move together may do more or less than the sum. Needs no labels.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,13 +21,12 @@ from torch import Tensor, nn
 from geoquant.errors import GridError
 from geoquant.evaluation import Mean, WeightedMean, kl_per_sample
 from geoquant.grids import Grid
-from geoquant.models import Replay, get_weight, inference, predict, prediction_mask, set_weight_, temporarily
+from geoquant.models import Replay, get_weight, inference, predict, prediction_mask, temporarily
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array
+from geoquant.sensitivity.averaging import Array, rising
+from geoquant.sensitivity.deploying import Deploy, divergences, round_to_nearest
 from geoquant.sensitivity.operating_point import thrifty_columns
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
-
-Deploy = Callable[[tuple[Grid, ...]], nn.Module]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +106,7 @@ class MarginalKL:
         """
         found = self.marginals(subject)
         rows = zip(found.change, subject.squared_errors, strict=True)
-        damage = np.stack([_rising(change, errors) for change, errors in rows])
+        damage = np.stack([rising(change, errors) for change, errors in rows])
         damage -= damage.min(1, keepdims=True)
         return table(self.name, self.unit, subject, damage, found.stderr, found.cost, int(found.samples.max()))
 
@@ -129,41 +127,15 @@ class MarginalKL:
         base = self.operating_plan(subject)
         if self.exact and self.deploy is not None:
             return _deployed_moves(subject, base, self.deploy, self.deploy_cost)
-        deployed = _round_to_nearest(subject, base) if self.deploy is None else self.deploy(base)
+        deployed = round_to_nearest(subject, base) if self.deploy is None else self.deploy(base)
         moves = _moved_weights(subject, base, self.deploy)
         run = _Run(subject, deployed, moves, self.tolerance)
         deployments = 0 if self.deploy is None else 1 + len(subject.grids)
         return run.result(base, deployments * self.deploy_cost)
 
 
-def _rising(change: Array, errors: Array) -> Array:
-    """Return the nearest values (least squares) that never fall as `errors` rises: pool adjacent violators.
-
-    >>> _rising(np.array([3.0, 5.0, 1.0]), np.array([0.9, 0.2, 0.1])).tolist()
-    [4.0, 4.0, 1.0]
-    """
-    pools: list[list[int]] = []
-    for place in np.lexsort((change, errors)).tolist():
-        pools.append([place])
-        while len(pools) > 1 and change[pools[-2]].mean() > change[pools[-1]].mean():
-            pools[-2:] = [pools[-2] + pools[-1]]
-    found = np.empty_like(change)
-    for pool in pools:
-        found[pool] = change[pool].mean()
-    return found
-
-
 # Weights are made when they are needed: all choices of a large model together would not fit.
 Moves = tuple[tuple[Callable[[], Tensor] | None, ...], ...]
-
-
-def _round_to_nearest(subject: Subject, grids: Sequence[Grid]) -> nn.Module:
-    """Return a copy of the model with every site of the subject rounded to nearest."""
-    model = copy.deepcopy(subject.model)
-    for site, grid in zip(subject.sites, grids, strict=True):
-        matrix = site.matrix(get_weight(model, site)).float()
-        set_weight_(model, site, site.restore(grid.quantize(matrix).dequantize()))
-    return model
 
 
 def _moved_weights(subject: Subject, base: Sequence[Grid], deploy: Deploy | None) -> Moves:
@@ -266,7 +238,7 @@ def _deployed_moves(subject: Subject, base: tuple[Grid, ...], deploy: Deploy, de
     """Deploy every move as a whole and compare with the plan, sample by sample."""
     with inference(subject.model):
         wanted = [predict(subject.model, batch, subject.forward) for batch in subject.batches]
-    plan = _divergences(subject, deploy(base), wanted)
+    plan = divergences(subject, deploy(base), wanted)
     base_kl = WeightedMean()
     for values, weights in plan:
         base_kl.add(values, weights)
@@ -281,7 +253,7 @@ def _deployed_moves(subject: Subject, base: tuple[Grid, ...], deploy: Deploy, de
     with task("marginal KL, every move deployed", len(moves)) as advance:
         for row, column, grid in moves:
             mean = WeightedMean()
-            found = _divergences(subject, deploy((*base[:row], grid, *base[row + 1 :])), wanted)
+            found = divergences(subject, deploy((*base[:row], grid, *base[row + 1 :])), wanted)
             for (moved, weights), (stayed, _) in zip(found, plan, strict=True):
                 mean.add(moved - stayed, weights)
             result = mean.result()
@@ -289,16 +261,6 @@ def _deployed_moves(subject: Subject, base: tuple[Grid, ...], deploy: Deploy, de
             advance()
     cost = 2 + deploy_cost + (1 + deploy_cost) * len(moves)
     return Marginals(base, base_kl.result(), change, stderr, np.full(change.shape, base_kl.samples, float), cost)
-
-
-def _divergences(subject: Subject, model: nn.Module, wanted: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return KL to the float predictions per sample and the predictions in it, batch by batch."""
-    found = []
-    with inference(model):
-        for batch, reference in zip(subject.batches, wanted, strict=True):
-            logits = predict(model, batch, subject.forward)
-            found.append(kl_per_sample(reference, logits, prediction_mask(batch, reference)))
-    return found
 
 
 PREDICTORS.register(MarginalKL.name, MarginalKL())

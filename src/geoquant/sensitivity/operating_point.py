@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 from geoquant.sensitivity.averaging import Array
 from geoquant.sensitivity.protocol import Subject
 
+BAND = 0.02
+"""How far the average bits of a random plan may lie from the budget."""
+STEPS = 1000
+"""A random walk to the budget stops after so many steps per site."""
+
 
 def stored_bits(subject: Subject) -> Array:
     """Return the stored bits of every choice, scales and zero points included: (sites, grids)."""
@@ -56,3 +61,30 @@ def _descended(cost: Array, score: Array, limit: float) -> NDArray[np.intp]:
             return chosen
         left -= extra[row, column]
         chosen[row] = column
+
+
+def random_columns(
+    cost: Array, weights: int, average_bits: float, generator: np.random.Generator, band: float = BAND
+) -> tuple[int, ...]:
+    """Draw a column per site, then move random sites by one column until the average is within `band`.
+
+    Args:
+        cost: (sites, columns) stored bits, rising with the column.
+        weights: over which is averaged.
+        average_bits: what the plan should take.
+        generator: of the draws.
+        band: how far the average may lie from it; where no walk gets there, the last plan it came to is returned.
+
+    >>> cost = np.outer([10.0, 30.0], [2.0, 4.0, 8.0])
+    >>> random_columns(cost, 40, 4.0, np.random.default_rng(0))
+    (1, 1)
+    """
+    rows = np.arange(len(cost))
+    columns = generator.integers(0, cost.shape[1], len(cost))
+    for _ in range(STEPS * len(cost)):
+        average = cost[rows, columns].sum() / weights
+        if abs(average - average_bits) <= band:
+            break
+        row = generator.integers(len(cost))
+        columns[row] = np.clip(columns[row] + (1 if average < average_bits else -1), 0, cost.shape[1] - 1)
+    return tuple(int(column) for column in columns)

@@ -120,7 +120,7 @@ def profile(
     calibration: Iterable[Any],
     *,
     grids: Sequence[str | Grid] = DEFAULT_GRIDS,
-    predictors: Sequence[str] = DEFAULT_PREDICTORS,
+    predictors: Sequence[str | Predictor] = DEFAULT_PREDICTORS,
     only: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -135,7 +135,8 @@ def profile(
         model: the float model.
         calibration: batches (tensor, pair or mapping); no labels are needed by the default predictors.
         grids: the choices, as `Grid` or its name.
-        predictors: names of registered predictors; the first is the default of `allocate`.
+        predictors: names of registered predictors, or predictors with settings of your own such as
+            ``MarginalKL(deploy=…)``; the first is the default of `allocate`.
         only: names or ``re:`` patterns of the layers to measure; the others stay in float.
         exclude: names or patterns of layers that stay in float.
         forward: ``forward(model, batch) -> logits`` when the usual ways of calling do not fit.
@@ -151,7 +152,7 @@ def profile(
         ModelError: the weights are not finite, or there is nothing to quantize.
         LayerNameError, GridError, UnknownNameError: a name is wrong.
     """
-    chosen = [PREDICTORS[name] for name in predictors]
+    chosen = [PREDICTORS[each] if isinstance(each, str) else each for each in predictors]
     subject = make_subject(model, calibration, grids=grids, only=only, exclude=exclude, forward=forward, seed=seed)
     inventory = take_inventory(model)
     wanted = tuple(dict.fromkeys(ActivationGrid.parse(str(grid)) for grid in activations))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from geoquant.search.beliefs import ALONE, COMMON, OWN, SITE, Beliefs, paired
+from geoquant.sensitivity.beliefs import ALONE, COMMON, OWN, SITE, Beliefs, paired
 
 
 def evaluated(draw: np.random.Generator) -> Beliefs:
@@ -64,3 +66,28 @@ def test_pairing_takes_the_common_noise_away() -> None:
     mean, stderr = paired(before + 0.01, before, weights)
     assert (mean, stderr) == (pytest.approx(0.01), pytest.approx(0, abs=1e-12))
     assert paired(draw.permutation(before), before, weights)[1] > 0.03
+
+
+def test_standard_errors_are_those_of_the_dense_gaussian() -> None:
+    beliefs = evaluated(np.random.default_rng(3))
+    expected = np.sqrt(np.diag(dense(beliefs)[1]))
+    assert beliefs.stderr().ravel() == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_missed_is_what_refits_without_each_plan_miss() -> None:
+    beliefs = evaluated(np.random.default_rng(4))
+    left_out = []
+    rows = np.arange(len(beliefs.start))
+    for out in range(len(beliefs.plans)):
+        keep = [index for index in range(len(beliefs.plans)) if index != out]
+        rest = replace(
+            beliefs,
+            plans=tuple(beliefs.plans[k] for k in keep),
+            differences=tuple(beliefs.differences[k] for k in keep),
+            noise=tuple(beliefs.noise[k] for k in keep),
+        )
+        mean = rest.mean()
+        change = mean[rows, list(beliefs.plans[out])].sum() - mean[rows, list(beliefs.start)].sum()
+        left_out.append(beliefs.differences[out] - change)
+    expected = np.sqrt(np.mean(np.square(left_out))) / np.std(beliefs.differences)
+    assert beliefs.missed() == pytest.approx(expected, rel=1e-9)

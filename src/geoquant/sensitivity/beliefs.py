@@ -71,6 +71,27 @@ class Beliefs:
         """Return the expected damage (sites, grids)."""
         return self._corrected(self.prior, np.zeros(len(self.plans)))
 
+    def stderr(self) -> Floats:
+        """Return the standard deviation (sites, grids) of each damage."""
+        variance = (COMMON**2 + SITE**2) * np.square(self.prior) + np.square(self._own())
+        if self.plans:
+            features = self._features()
+            spread = self._covaried(features)
+            solved = np.linalg.solve(self._kernel(features, spread), spread.reshape(len(spread), -1))
+            variance = variance - np.einsum("kc,kc->c", spread.reshape(solved.shape), solved).reshape(variance.shape)
+        return np.asarray(np.sqrt(np.maximum(variance, 0.0)), np.float64)
+
+    def missed(self) -> float:
+        """Return the root mean square by which plans are missed when predicted from all others, over their spread.
+
+        Below 1 something was learned; the spread is the plans' standard deviation. Leaving one out needs no refit:
+        with kernel K, the k-th residual is (K⁻¹ r)ₖ / (K⁻¹)ₖₖ.
+        """
+        features = self._features()
+        inverse = np.linalg.inv(self._kernel(features, self._covaried(features)))
+        left_out = inverse @ self._residuals(features, self.prior) / np.diag(inverse)
+        return float(np.sqrt(np.square(left_out).mean()) / max(float(np.std(self.differences)), 1e-300))
+
     def draw(self, generator: np.random.Generator) -> Floats:
         """Return damages that may well be true: one sample of the Gaussian (Matheron's rule)."""
         sites = self.prior.shape[0]
@@ -97,10 +118,16 @@ class Beliefs:
             return damage
         features = self._features()
         spread = self._covaried(features)
-        kernel = np.einsum("ksg,lsg->kl", features, spread) + np.diag(np.square(self.noise))
-        missing = np.array(self.differences) - np.einsum("ksg,sg->k", features, damage) - noise
-        weights = np.linalg.solve(kernel, missing)
+        weights = np.linalg.solve(self._kernel(features, spread), self._residuals(features, damage) - noise)
         return np.asarray(damage + np.einsum("k,ksg->sg", weights, spread), np.float64)
+
+    def _kernel(self, features: Floats, spread: Floats) -> Floats:
+        """Return the covariance (plans, plans) of what is measured."""
+        return np.asarray(np.einsum("ksg,lsg->kl", features, spread) + np.diag(np.square(self.noise)), np.float64)
+
+    def _residuals(self, features: Floats, damage: Floats) -> Floats:
+        """Return (plans,) what `damage` does not explain."""
+        return np.asarray(np.array(self.differences) - np.einsum("ksg,sg->k", features, damage), np.float64)
 
     def _covaried(self, features: Floats) -> Floats:
         """Return the prior covariance times each of `features` (plans, sites, grids)."""

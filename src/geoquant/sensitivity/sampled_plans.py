@@ -1,0 +1,126 @@
+"""What does each choice cost, judged by whole plans that were really deployed?
+
+Damage at few bits is not what single layers do to the float net: layers act together, and rounding and norm correction
+mend much of it. So random plans of about the budget are deployed and measured by KL(float ‖ quantized), and Bayesian
+regression (`geoquant.sensitivity.beliefs`) shares their damages out among the choices, starting from their relative
+weight errors: as if all sites were equally important. Plans are drawn until the regression predicts each one well
+enough from all others. The table is good for plans of about this budget, and only for the pipeline that it was measured
+through. Needs no labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from geoquant.evaluation import logits
+from geoquant.models import get_weight
+from geoquant.progress import task
+from geoquant.sensitivity.averaging import Array, rising
+from geoquant.sensitivity.beliefs import Beliefs, Columns, paired
+from geoquant.sensitivity.deploying import Deploy, divergences, round_to_nearest
+from geoquant.sensitivity.operating_point import random_columns, stored_bits, thrifty_columns
+from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
+
+LEAST = 24
+"""Plans before it is asked how well the regression does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What was learned from deployed plans.
+
+    Attributes:
+        beliefs: about the damage of every choice, nats per prediction.
+        missed: root mean square by which the regression misses a plan that it has not seen, over the spread of plans.
+        cost: forward-equivalents.
+        samples: on which each plan was measured.
+    """
+
+    beliefs: Beliefs
+    missed: float
+    cost: float
+    samples: int
+
+
+class SampledPlans:
+    """Damage of each choice in plans of `average_bits`, from deployed random plans; nats per prediction.
+
+    Args:
+        average_bits: about which budget the plans are drawn.
+        deploy: maps a grid per site to a quantized model of its own, through the pipeline that will deploy; by default
+            sites are rounded to nearest.
+        plans: how many are deployed at most.
+        tolerance: no more are deployed once plans are missed by less than this share of their spread (see `Sampled`).
+        deploy_cost: forward-equivalents of one call of `deploy`.
+    """
+
+    name = "sampled_plans"
+    unit = "nats per prediction"
+
+    def __init__(
+        self,
+        average_bits: float = 3.0,
+        deploy: Deploy | None = None,
+        *,
+        plans: int = 4 * LEAST,
+        tolerance: float = 0.4,
+        deploy_cost: float = 0.0,
+    ) -> None:
+        self.average_bits, self.deploy, self.plans = average_bits, deploy, plans
+        self.tolerance, self.deploy_cost = tolerance, deploy_cost
+
+    def estimated_cost(self, subject: Subject) -> float:
+        """Return the cost of half as many plans as are allowed."""
+        del subject
+        return 1 + (1 + self.deploy_cost) * max(min(self.plans, LEAST), self.plans / 2)
+
+    def measure(self, subject: Subject) -> DamageTable:
+        """Return expected damages, rising with a choice's weight error; a site's best choice counts as zero."""
+        found = self.sample(subject)
+        rows = zip(found.beliefs.mean(), subject.squared_errors, strict=True)
+        damage = np.stack([rising(row, errors) for row, errors in rows])
+        damage -= damage.min(1, keepdims=True)
+        return table(self.name, self.unit, subject, damage, found.beliefs.stderr(), found.cost, found.samples)
+
+    def sample(self, subject: Subject) -> Sampled:
+        """Deploy plans and learn from them."""
+        generator = np.random.default_rng([subject.seed, round(1000 * self.average_bits)])
+        wanted = logits(subject.model, subject.batches, subject.forward)
+        cost, weights = stored_bits(subject), sum(site.weights for site in subject.sites)
+        order = np.argsort(cost.sum(0), kind="stable")
+        start = thrifty_columns(subject, self.average_bits)
+        first = self._divergence(subject, start, wanted)
+        beliefs = Beliefs.of(_relative_errors(subject), start, float(np.average(first[0], weights=first[1])))
+        missed = 1.0
+        with task("deploying random plans", self.plans) as advance:
+            advance()
+            while len(beliefs.plans) + 1 < self.plans and missed > self.tolerance:
+                drawn = random_columns(cost[:, order], weights, self.average_bits, generator)
+                columns = tuple(int(order[column]) for column in drawn)
+                values, shares = self._divergence(subject, columns, wanted)
+                beliefs = beliefs.after(columns, *paired(values, first[0], shares))
+                missed = beliefs.missed() if len(beliefs.plans) >= LEAST - 1 else 1.0
+                advance()
+        spent = 1 + (1 + self.deploy_cost) * (1 + len(beliefs.plans))
+        return Sampled(beliefs, missed, spent, subject.samples)
+
+    def _divergence(self, subject: Subject, columns: Columns, wanted: list[Tensor]) -> tuple[Array, Array]:
+        """Deploy one plan; return its divergence and its predictions, sample by sample."""
+        grids = tuple(subject.grids[column] for column in columns)
+        deployed = round_to_nearest(subject, grids) if self.deploy is None else self.deploy(grids)
+        parts = divergences(subject, deployed, wanted)
+        values, weights = (torch.cat(each).double().cpu().numpy() for each in zip(*parts, strict=True))
+        return values, weights
+
+
+def _relative_errors(subject: Subject) -> Array:
+    """Return ‖Q(w) − w‖² / ‖w‖² per (site, grid)."""
+    energy = [float(get_weight(subject.model, site).detach().double().square().sum()) for site in subject.sites]
+    return np.asarray(subject.squared_errors / np.maximum(energy, 1e-300)[:, None])
+
+
+PREDICTORS.register(SampledPlans.name, SampledPlans())
