@@ -10,6 +10,7 @@ through. Needs no labels.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +36,8 @@ class Sampled:
 
     Attributes:
         beliefs: about the damage of every choice, nats per prediction.
-        missed: root mean square by which the regression misses a plan that it has not seen, over the spread of plans.
+        missed: root mean square by which the regression misses a plan that it has not seen, over the spread of plans;
+            infinite where too few were deployed to tell.
         cost: forward-equivalents.
         samples: on which each plan was measured.
     """
@@ -95,7 +97,7 @@ class SampledPlans:
         start = thrifty_columns(subject, self.average_bits)
         first = self._divergence(subject, start, wanted)
         beliefs = Beliefs.of(_relative_errors(subject), start, float(np.average(first[0], weights=first[1])))
-        missed = 1.0
+        missed = math.inf
         with task("deploying random plans", self.plans) as advance:
             advance()
             while len(beliefs.plans) + 1 < self.plans and missed > self.tolerance:
@@ -103,7 +105,7 @@ class SampledPlans:
                 columns = tuple(int(order[column]) for column in drawn)
                 values, shares = self._divergence(subject, columns, wanted)
                 beliefs = beliefs.after(columns, *paired(values, first[0], shares))
-                missed = beliefs.missed() if len(beliefs.plans) >= LEAST - 1 else 1.0
+                missed = beliefs.missed() if len(beliefs.plans) >= LEAST - 1 else math.inf
                 advance()
         spent = 1 + (1 + self.deploy_cost) * (1 + len(beliefs.plans))
         return Sampled(beliefs, missed, spent, subject.samples)
