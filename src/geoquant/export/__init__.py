@@ -6,6 +6,7 @@ from geoquant.export.inspecting import contents_document, contents_text, inspect
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
+from geoquant.export.torchao_format import TorchAo, torchao, torchao_config
 
 __all__ = [
     "EXPORTERS",
@@ -18,6 +19,7 @@ __all__ = [
     "Gguf",
     "Packed",
     "StoredLayer",
+    "TorchAo",
     "checksum",
     "compressed_tensors",
     "contents_document",
@@ -31,4 +33,6 @@ __all__ = [
     "read_artifact",
     "recognize",
     "save",
+    "torchao",
+    "torchao_config",
 ]

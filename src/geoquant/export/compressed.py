@@ -113,7 +113,7 @@ class CompressedTensors:
             parts = {part: tensors.pop(name) for part, name in names.items() if name in tensors}
             tensors[_join(module, "weight")] = unpack(parts, packed, model_dtype(model))
         loaded = copy.deepcopy(model)
-        _fill_(path, loaded, tensors)
+        fill_(path, loaded, tensors)
 
         def logits(batch: Any) -> Tensor:
             with inference(loaded):
@@ -203,7 +203,7 @@ def _shard_bytes(options: Mapping[str, Any]) -> int:
     return int(given)
 
 
-def _fill_(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def fill_(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy `tensors` into `model`, all of them or none; tied names follow."""
     targets: dict[str, Tensor] = dict(model.state_dict())
     held = {tensor.data_ptr() for name, tensor in targets.items() if name in tensors}

@@ -34,7 +34,7 @@ from geoquant.export.gguf_types import (
     foretell_layer,
 )
 from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, export_model, need
-from geoquant.export.states import state_of
+from geoquant.export.states import refuse_activations, state_of
 from geoquant.grids import QuantizedMatrix
 from geoquant.models import Site, get_weight, inference, other_tensors, predict, source_folder
 from geoquant.plan import Plan
@@ -177,11 +177,7 @@ def _pairs(plan: Plan) -> Iterator[tuple[Site, Any]]:
 def _choices(plan: Plan, options: Mapping[str, Any]) -> dict[Site, Choice]:
     fallback = check_choice("fallback", options.get("fallback", "F16"), FALLBACKS)
     ternary = check_choice("ternary", options.get("ternary", "TQ1_0"), TERNARIES)
-    if plan.activations:
-        raise ExportError(
-            f"the plan quantizes activations ('{plan.activations[0][0]}'), and llama.cpp rounds them by rules of "
-            "its own; use plan.with_activations(None)"
-        )
+    refuse_activations(plan, "llama.cpp rounds them by rules of its own")
     for site in plan.inventory.sites:
         _checked_name(site)
     return {site: choose_type(site, grid, fallback, ternary) for site, grid in _pairs(plan)}

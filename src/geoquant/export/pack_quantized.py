@@ -18,6 +18,7 @@ from torch import Tensor
 
 from geoquant.errors import ExportError, LayerNameError
 from geoquant.export.protocol import StoredLayer, need
+from geoquant.export.states import refuse_activations
 from geoquant.grids import SCALE_DTYPES, Grid, PerGroup, PerTensor, QuantizedMatrix
 from geoquant.models import FUSED_LAYERS, Site, fused_groups
 from geoquant.plan import Plan
@@ -79,14 +80,14 @@ def packing(site: Site, grid: Grid, zeros: str = "widen") -> Packing | None:
     >>> packing(site, Grid.parse("int16"))
     Traceback (most recent call last):
     ...
-    geoquant.errors.ExportError: 'up_proj' is on the grid int16; pack-quantized holds integers of 2 to 8 bits only
+    geoquant.errors.ExportError: 'up_proj' is on the grid int16; only integers of 2 to 8 bits are packed
     """
     if grid.format.value_dtype is not None or site.kind == "embedding":
         return None
     if site.kind != "linear" or site.view != "rows" or site.aliases:
         kind = "shared by several layers" if site.aliases else f"a {site.kind} weight ({site.view})"
         raise ExportError(
-            f"'{site.name}' is {kind}; compressed-tensors packs linear layers of their own only; give it fp16 or fp32"
+            f"'{site.name}' is {kind}; only weights of one linear layer each are packed, so give it fp16 or fp32"
         )
     if zeros not in ("widen", "keep"):
         raise ExportError(f"zero_points={zeros} is not known; zero points may be 'widen'ed away or 'keep' their place")
@@ -94,9 +95,7 @@ def packing(site: Site, grid: Grid, zeros: str = "widen") -> Packing | None:
     bits = _integer_bits(grid, kept)
     if bits is None:
         more = "; its zero points would take a ninth bit" if grid.format.has_zero_point and grid.bits == 8 else ""
-        raise ExportError(
-            f"'{site.name}' is on the grid {grid}; pack-quantized holds integers of 2 to 8 bits only{more}"
-        )
+        raise ExportError(f"'{site.name}' is on the grid {grid}; only integers of 2 to 8 bits are packed{more}")
     return Packing(bits, not kept, _group(site, grid))
 
 
@@ -122,7 +121,7 @@ def _group(site: Site, grid: Grid) -> int | None:
     if fan_in % grid.granularity.size:
         raise ExportError(
             f"'{site.name}' has rows of {fan_in} weights, which groups of {grid.granularity.size} do not divide, as "
-            f"compressed-tensors wants it; choose a grid per channel, or a group size that divides {fan_in}"
+            f"engines want it; choose a grid per channel, or a group size that divides {fan_in}"
         )
     return grid.granularity.size
 
@@ -183,11 +182,7 @@ def foretell(plan: Plan, fused: str, zeros: str) -> tuple[StoredLayer, ...]:
     Raises:
         ExportError: a grid or a layer cannot be stored, activations are quantized, or fused layers differ.
     """
-    if plan.activations:
-        raise ExportError(
-            f"the plan quantizes activations ('{plan.activations[0][0]}'), and pack-quantized holds weights only; "
-            "use plan.with_activations(None)"
-        )
+    refuse_activations(plan, "pack-quantized holds weights only")
     packings = packings_of(plan, zeros)
     check_fused({site.name: packed for site, packed in packings.items()}, fused)
     pairs = zip(packings.items(), plan.grids, strict=True)
@@ -235,13 +230,18 @@ def _short(packed: Packing | None) -> str:
 
 def _layer(plan: Plan, site: Site, grid: Grid, packed: Packing | None) -> StoredLayer:
     if packed is None:
-        dtype = dense_dtype(plan, grid)
-        reason = "engines read embeddings unpacked" if grid.format.value_dtype is None else ""
-        name = str(dtype).removeprefix("torch.")
-        return StoredLayer(site.parameter, str(grid), name, site.weights * dtype.itemsize, reason)
+        return dense_layer(plan, site, grid)
     size = packed.bytes(site.matrix_shape, stored_scale(grid).itemsize)
     planned = sum(part.bytes for part in grid.stored(site.matrix_shape))
     return StoredLayer(site.parameter, str(grid), packed.label, size, _reason(grid, packed) if size > planned else "")
+
+
+def dense_layer(plan: Plan, site: Site, grid: Grid) -> StoredLayer:
+    """Say how a weight that stays dense is stored."""
+    dtype = dense_dtype(plan, grid)
+    reason = "engines read embeddings unpacked" if grid.format.value_dtype is None else ""
+    name = str(dtype).removeprefix("torch.")
+    return StoredLayer(site.parameter, str(grid), name, site.weights * dtype.itemsize, reason)
 
 
 def _reason(grid: Grid, packed: Packing) -> str:

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -49,9 +50,14 @@ class Stored(Mapping[str, Tensor]):
         part = self._file.get_slice(name)
         return Entry(name, part.get_dtype(), tuple(part.get_shape()))
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The texts in the file's header."""
+        return dict(self._file.metadata() or {})
+
     def note(self) -> Json | None:
         """Return what geoquant wrote about the file, or None."""
-        text = (self._file.metadata() or {}).get(NOTE_KEY)
+        text = self.metadata.get(NOTE_KEY)
         if text is None:
             return None
         note = json.loads(text)
@@ -166,14 +172,24 @@ def _shard_name(number: int) -> str:
 def _write_shard(
     folder: Path, number: int, tensors: dict[str, Tensor], describe: Callable[[list[str]], Json]
 ) -> list[str]:
-    note = describe(list(tensors))
+    write_file(folder / _shard_name(number), tensors, describe(list(tensors)))
+    return list(tensors)
+
+
+def write_file(
+    path: Path, tensors: dict[str, Tensor], note: Json, metadata: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Write one safetensors file with `note` and a checksum of both, beside other `metadata`.
+
+    Raises:
+        OutputError: the disk is full or the folder cannot be written.
+    """
     text = canonical({**note, "sha256": checksum(note, tensors)})
     try:
-        save_file(tensors, folder / _shard_name(number), {"format": "pt", NOTE_KEY: text})
-        _sort_metadata(folder / _shard_name(number))
+        save_file(tensors, path, {**metadata, "format": "pt", NOTE_KEY: text})
+        _sort_metadata(path)
     except (SafetensorError, OSError) as error:
-        raise OutputError(f"cannot write into {folder.parent}: {error}; nothing was written") from error
-    return list(tensors)
+        raise OutputError(f"cannot write {path.name}: {error}; nothing was written, choose another place") from error
 
 
 def _sort_metadata(path: Path) -> None:
