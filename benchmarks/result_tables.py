@@ -201,3 +201,22 @@ def trained(document: Document) -> str:
         head = ["part", "layers", "weights", "Gauss–Newton trace", "per weight", "spectral norm", "condition number"]
         texts.append(f"**{net}**, {result['samples']} samples, {result['seconds']:.0f} s:\n\n{markdown(head, body)}")
     return "\n\n".join(texts)
+
+
+def activations(document: Document) -> str:
+    """Compare chosen activation bits with the same bits everywhere, at equal bit-operations."""
+    head = ["at most", "plan", "10⁹ bit-operations", "bytes", "weight bits", "activation bits", "top-1 %", "KL"]
+    body = [
+        [
+            row["budget"],
+            row["plan"],
+            f"{row['giga_bit_operations']:.3f}",
+            f"{row['bytes']:,}",
+            f"{row['average_bits']:.2f}",
+            f"{row['average_activation_bits']:.2f}",
+            f"{row['accuracy']:.2f} ± {row['stderr']:.2f}",
+            f"{row['kl']:.3f}",
+        ]
+        for row in document["rows"]
+    ]
+    return markdown(head, body)

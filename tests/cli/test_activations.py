@@ -52,6 +52,9 @@ def test_from_the_option_to_the_disk(name: str, tmp_path: Path, capsys: pytest.C
     ("words", "said"),
     [
         (["--activation-range", "mse"], "give --activations too"),
+        (["--activation-grids", "int4:affine"], "--activation-grids offers a choice"),
+        (["--activation-bits", "3", "--activation-grids", "int4:affine"], "which takes 4 average activation bits"),
+        (["--activation-bits", "4", "--activation-sites", "nowhere"], "nowhere"),
         (["--activations", "int8:channel"], "no option 'channel'"),
         (["--activations", "nowhere=int8"], "nowhere"),
         (["--activations", "int8", "--activation-range", "entropi"], "did you mean 'entropy'"),
@@ -64,3 +67,52 @@ def test_mistakes_get_a_sentence(
     code, _, err = run(capsys, *common, *words)
     assert code == 2
     assert said in " ".join(err.replace("│", " ").split())
+
+
+def test_both_are_chosen_from_a_profile(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grids = ["--grids", "int2,int4,int8", "--activation-grids", "int2:affine,int4:affine,int8", "--no-geometry"]
+    words = ["profile", MODEL, "--data", DATA, *grids, "--activation-sites", "re:.*", "--output", str(tmp_path)]
+    code, out, err = run(capsys, *words)
+    assert code == 0
+    assert "activations: 5 sites × 3 grids, about" in err
+    assert "one_input_kl in nats" in out
+    allocated = ["allocate", str(tmp_path), "--output", str(tmp_path / "plan.json"), "--json"]
+    limits = ["--bit-operations", "8e5", "--activation-bits", "5", "--average-bits", "6"]
+    code, out, _ = run(capsys, *allocated, *limits, "--activations", "add:0=int8", "--activations", "add:1=int4:affine")
+    assert code == 0
+    document = json.loads(out)
+    assert document["bit_operations"] <= 8e5
+    assert document["average_activation_bits"] <= 5
+    assert document["average_bits"] <= 6
+    assert list(document["activations"]) == ["stem", "block", "head", "add:0", "add:1"]
+    assert document["activations"]["add:0"] == "int8"
+    assert document["optimality"]["gap"] <= 1e-6
+    code, out, _ = run(capsys, "plan", "show", str(tmp_path / "plan.json"))
+    assert code == 0
+    assert "its damage" in out
+    assert "input at " in out
+
+
+def test_both_are_chosen_on_the_way_to_the_disk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--average-bits",
+        "4.5",
+        "--activation-bits",
+        "5",
+        "--activations",
+        "head=none",
+        "--activation-range",
+        "minmax",
+    ]
+    common = ["quantize", MODEL, "--data", DATA, "--grids", "int3,int4,int8", "--output", str(tmp_path / "out")]
+    code, out, _ = run(capsys, *common, *words, "--activation-sites", "stem", "--activation-sites", "block", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["average_bits"] <= 4.5
+    assert document["average_activation_bits"] <= 5
+    assert set(document["activations"]) == {"stem", "block"}
+    assert all(grid.endswith("minmax") for grid in document["activations"].values())
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size == document["bytes"]
+    code, _, err = run(capsys, *common, "--plan", str(tmp_path / "out" / "plan.json"), "--activation-bits", "4")
+    assert code == 2
+    assert "a plan has its activations" in " ".join(err.replace("│", " ").split())

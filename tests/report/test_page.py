@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+import geoquant as gq
 from geoquant.errors import OutputError, PlanError
 from geoquant.plan import uniform_plan
 from geoquant.report import render, write_report
+from nets import small_batches, small_net
 
 HOSTILE = "<img src=x onerror=document&period;title='owned'>&\"</script><script>"
 
@@ -93,6 +95,26 @@ def test_the_plan_table_has_the_numbers_of_the_plan(html: str, plans) -> None:
         ):
             bits = f"{cost.total_bits / site.weights:.2f}"
             assert row == [site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", f"{damage:.3g}", reason]
+
+
+def test_chosen_activations_stand_beside_the_weights() -> None:
+    batches, inputs = small_batches(), ["int2:affine", "int4:affine:token"]
+    options = {"grids": ["int4", "int8"], "predictors": ["one_layer_kl"], "activations": inputs}
+    profile = gq.profile(small_net(), batches, activation_sites=["re:.*"], **options)
+    plan = gq.allocate(profile, gq.Budget(average_activation_bits=3, average_bits=7))
+    plans = [plan, gq.allocate(profile, gq.Budget(average_bits=7))]
+    tables = read(render("both", profile=profile, plans=plans)).tables
+    rows = tables[f"Layers of the plan “{plan.evidence.request.budget}”"]
+    assert rows[0][6:8] == ["input", "its damage (nats per prediction)"]
+    assert [row[0] for row in rows[1:]] == ["stem", "block", "head", "add:0", "add:1"]
+    assert [row[6] for row in rows[1:]] == [grid for _, grid in plan.activations]
+    assert [row[7] for row in rows[1:]] == [f"{damage:.3g}" for damage in plan.input_damages.values()]
+    overview = tables["Size and predicted damage"]
+    assert overview[0][2] == "activation bits"
+    assert [row[2] for row in overview[1:]] == [f"{plan.average_activation_bits:.4f}", "float"]
+    measured = tables["one_input_kl, inputs: nats per prediction"]
+    assert measured[0] == ["input", *inputs]
+    assert [row[0] for row in measured[1:]] == list(profile.activations.sites)
 
 
 def test_the_overview_has_sizes_and_proofs(html: str, plans, float_point) -> None:

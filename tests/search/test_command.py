@@ -52,6 +52,23 @@ def test_the_smallest_model_within_a_drop(
     assert "of validation" in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["--activations", "int8:affine"], ["--activation-bits", "6", "--activation-grids", "int4:affine,int8:affine"]],
+)
+def test_a_drop_with_quantized_activations(
+    words: list[str], common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = ["--max-drop", "25", "--search-images", "320", "--certify-images", "800", "--menu", "4,8", "--json"]
+    code, out, _ = run(capsys, *common, "--predictors", "one_layer_kl", *wanted, *words)
+    assert code == 0
+    document = json.loads(out)
+    assert document["certificate"]["upper_bound"] <= 0.25
+    plan = Plan.load(tmp_path / "out")
+    assert [name for name, _ in plan.activations] == ["stem", "block", "head"]
+    assert "6" not in words or document["average_activation_bits"] <= 6
+
+
 def test_no_certificate_no_model(common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["--max-drop", "0.01", "--search-images", "64", "--certify-images", "64"]
     code, _, err = run(capsys, *common, *wanted)

@@ -10,45 +10,94 @@ from torch import nn
 
 from geoquant.cli.inputs import say
 from geoquant.grids import ActivationGrid
-from geoquant.models import Inventory, find_operations
-from geoquant.plan import Entries, Plan, activation_entries
+from geoquant.models import Inventory
+from geoquant.plan import Budget, Entries, Plan, activation_wishes
 from geoquant.quantize import quantized_state
+
+DEFAULT_ACTIVATIONS = ",".join(f"int{bits}:affine" for bits in range(2, 9))
 
 ActivationGrids = Annotated[
     list[str] | None,
     typer.Option(
         "--activations",
         help="Grid for the inputs of every layer, such as int8:affine or int4:affine:token; or NAME=GRID (also of "
-        "operands such as layer1.0.add:0; patterns with re:; none for float). Repeatable, later ones win.",
+        "operands such as layer1.0.add:0; patterns with re:; none for float). Repeatable, later ones win. Given here, "
+        "not chosen.",
     ),
 ]
 ActivationRange = Annotated[
     str | None,
     typer.Option(help="Range that static activation grids cover: minmax, percentile[NUMBER], mse (default), entropy."),
 ]
+ActivationBits = Annotated[
+    float | None,
+    typer.Option(
+        "--activation-bits",
+        help="Budget: average bits of the inputs of layers, each weighted by how many numbers enter there. Which input "
+        "gets how many is chosen together with the weights.",
+    ),
+]
+OfferedGrids = Annotated[
+    str | None,
+    typer.Option(
+        "--activation-grids",
+        help="Comma-separated activation grids to measure, for --activation-bits, --bit-operations and --latency to "
+        f"choose from, such as {DEFAULT_ACTIVATIONS}.",
+    ),
+]
+ActivationSites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--activation-sites",
+        help="Which activations are measured and chosen: name or `re:` pattern, `re:.*` for the operands of additions, "
+        "products and softmaxes too (repeatable). The inputs of all layers by default.",
+    ),
+]
 
 _LAYERS = "re:[^:]*"  # operands have a colon in their name
 
 
 def read_activations(
-    model: nn.Module, inventory: Inventory, items: Sequence[str] | None, method: str | None, max_drop: float | None
+    inventory: Inventory, operations: Sequence[str], items: Sequence[str] | None, method: str | None
 ) -> Entries | None:
-    """Return (activation site, grid) pairs; None where the command line says nothing."""
-    if items and max_drop is not None:
-        raise typer.BadParameter("--max-drop searches with float activations: take its plan.json, then give --plan")
+    """Return (activation site, grid) pairs, ``none`` for float; None where the command line says nothing."""
     if not items:
-        if method is not None:
-            raise typer.BadParameter("--activation-range is there for static grids: give --activations too")
         return None
     wanted: dict[str, str] = {}
     for item in items:
         name, _, grid = item.rpartition("=")
         wanted.pop(name or _LAYERS, None)
         wanted[name or _LAYERS] = grid
-    found = activation_entries(inventory, wanted, find_operations(model))
-    if method is None:
-        return found
-    return tuple((name, str(ActivationGrid.parse(grid).with_range(method))) for name, grid in found)
+    given, in_float = activation_wishes(inventory, wanted, operations)
+    return (*((name, ranged(grid, method)) for name, grid in given), *((name, "none") for name in in_float))
+
+
+def ranged(grid: str, method: str | None) -> str:
+    """Return the activation grid with the range of the command line."""
+    return grid if method is None else str(ActivationGrid.parse(grid).with_range(method))
+
+
+def read_offer(
+    grids: str | None, activation_bits: float | None, budget: Budget | None, given: bool, method: str | None
+) -> tuple[str, ...]:
+    """Return the activation grids to measure; none unless a budget can choose among them.
+
+    Args:
+        grids: what the command line says.
+        activation_bits: the limit that offers a default.
+        budget: other limits that may depend on activations; None where there is none.
+        given: whether activation grids are given.
+        method: range of static grids.
+    """
+    others = budget is not None and any(limit is not None for limit in (budget.bit_operations, budget.latency))
+    if grids is not None and activation_bits is None and not others:
+        raise typer.BadParameter(
+            "--activation-grids offers a choice to --activation-bits, --bit-operations or --latency"
+        )
+    text = grids or ("" if activation_bits is None else DEFAULT_ACTIVATIONS)
+    if method is not None and not (text or given):
+        raise typer.BadParameter("--activation-range is there for static grids: give --activations too")
+    return tuple(ranged(part.strip(), method) for part in text.split(",") if part.strip())
 
 
 def with_inputs(plan: Plan, entries: Entries | None) -> Plan:
@@ -57,6 +106,9 @@ def with_inputs(plan: Plan, entries: Entries | None) -> Plan:
 
 
 def tell_what_stays(model: nn.Module) -> None:
-    """Say which activations of a quantized model stay in float although one may expect otherwise."""
+    """Say what was rounded without its inputs, and which activations stay in float against what one may expect."""
+    unseen = quantized_state(model).unseen
+    if unseen:
+        say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
     for line in quantized_state(model).in_float:
         say(f"stays in float: {line}")

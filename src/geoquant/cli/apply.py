@@ -9,7 +9,17 @@ import typer
 from torch import nn
 
 from geoquant import progress
-from geoquant.cli.activating import ActivationGrids, ActivationRange, read_activations, tell_what_stays, with_inputs
+from geoquant.cli.activating import (
+    ActivationBits,
+    ActivationGrids,
+    ActivationRange,
+    ActivationSites,
+    OfferedGrids,
+    read_activations,
+    read_offer,
+    tell_what_stays,
+    with_inputs,
+)
 from geoquant.cli.app import app
 from geoquant.cli.inputs import (
     AsJson,
@@ -69,7 +79,7 @@ from geoquant.cli.searching import (
 from geoquant.cli.streaming import Stream, refuse, stream_model, stream_plan
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
-from geoquant.models import is_pretrained_folder, take_inventory
+from geoquant.models import find_operations, is_pretrained_folder, take_inventory
 from geoquant.plan import Plan, plan_text
 from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
 from geoquant.rounding import ROUNDINGS
@@ -89,6 +99,7 @@ def quantize_command(
     bit_operations: BitOperations = None,
     latency: Latency = None,
     latency_table: LatencyFile = None,
+    activation_bits: ActivationBits = None,
     weights: Weights = None,
     normalize: NormalizeOption = None,
     effort: Annotated[
@@ -114,6 +125,8 @@ def quantize_command(
     ] = None,
     activations: ActivationGrids = None,
     activation_range: ActivationRange = None,
+    activation_grids: OfferedGrids = None,
+    activation_sites: ActivationSites = None,
     max_drop: MaxDrop = None,
     search_images: SearchImages = 2048,
     certify_images: CertifyImages = 8192,
@@ -144,11 +157,14 @@ def quantize_command(
     Examples: `geoquant quantize geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --average-bits 3 --output out/`
 
+    `geoquant quantize MODEL --data DATA --average-bits 4 --activation-bits 4 --output out/` (both chosen)
+
     `geoquant quantize stories260K/ --data tinystories/v2_train_head.txt --average-bits 3 --output out/`
     """
     limits = (average_bits, size, bit_operations, latency, latency_table)
     if stream:
         other = {"effort": effort, "norms": norms, "refine": refine, "activations": activations, "max_drop": max_drop}
+        other |= {"activation_bits": activation_bits, "activation_grids": activation_grids}
         refuse(model, **other, refine_plan=evaluations, weights=weights, fold_batch_norm=fold_batch_norm)
         wishes = {"solver": solver, "objective": objective, **read_constraints(menu, lower, upper, fix, fuse)}
         settings: dict[str, Any] = {"samples": images, "batch_size": batch_size, "rounding": rounding, "seed": seed}
@@ -157,15 +173,12 @@ def quantize_command(
         show(plan_text(streamed), plan_document(streamed, path), as_json)
         return
     net = read_model(model, weights, fold_batch_norm, task)
-    budget = make_budget(*limits) if plan is None and max_drop is None else None
-    if plan is None and data is None:
-        raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
-    if sum((plan is not None, max_drop is not None, any(limit is not None for limit in limits))) > 1:
-        raise typer.BadParameter("give --plan or a budget or --max-drop, not several")
-    if evaluations is not None and (data is None or max_drop is not None):
-        raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
-    chosen = None if plan is None else Plan.load(plan)
-    inputs = read_activations(net, take_inventory(net), activations, activation_range, max_drop)
+    budget = make_budget(*limits, activation_bits) if plan is None and max_drop is None else None
+    one_of = (plan is not None, max_drop is not None, any(limit is not None for limit in limits))
+    _check_asked(one_of, data is not None, activation_bits is not None, evaluations is not None)
+    inputs = read_activations(take_inventory(net), find_operations(net), activations, activation_range)
+    chosen = None if plan is None else with_inputs(Plan.load(plan), inputs)
+    offered = read_offer(activation_grids, activation_bits, budget, inputs is not None, activation_range)
     batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
     recipe["transforms"] = tuple(transforms or ())
@@ -177,15 +190,15 @@ def quantize_command(
         if max_drop is not None:  # too little data should say so before minutes of work
             wanted = (search_images, certify_images)
             parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed, net, window)
-        result = measure(net, batches, grids, predictors, only, exclude, seed)
+        result = measure(net, batches, grids, predictors, only, exclude, seed, False, offered, activation_sites)
         if max_drop is not None and parts is not None:
             wishes = read_constraints(menu, lower, upper, fix, fuse)
+            wishes |= {"activations": inputs, "average_activation_bits": activation_bits}
             found = plan_within(net, result, batches, parts, max_drop, recipe, wishes)
             chosen, more = found.plan, within_document(found)
         else:
             assert budget is not None
             chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse, inputs)
-    chosen = with_inputs(chosen, inputs)
     if evaluations is not None and batches is not None:
         chosen = refine_plan(net, chosen, batches, evaluations, recipe, output)
     with progress.shown():
@@ -196,13 +209,23 @@ def quantize_command(
     show(plan_text(chosen), {**plan_document(chosen, path), **more}, as_json)
 
 
+def _check_asked(one_of: tuple[bool, bool, bool], data: bool, activation_bits: bool, refine_plan: bool) -> None:
+    """Refuse options that contradict each other; `one_of` says whether a plan, a drop, or a budget is given."""
+    plan, max_drop, _ = one_of
+    if not plan and not data:
+        raise typer.BadParameter("a budget needs --data to calibrate on (or give --plan)")
+    if sum(one_of) > 1:
+        raise typer.BadParameter("give --plan or a budget or --max-drop, not several")
+    if plan and activation_bits:
+        raise typer.BadParameter("a plan has its activations: give --activation-bits to `geoquant allocate`")
+    if refine_plan and (not data or max_drop):
+        raise typer.BadParameter("--refine-plan needs --data, and would leave a certificate of --max-drop behind")
+
+
 def _tell(net: nn.Module) -> None:
     """Say what was done to the model besides rounding, and what was not done."""
     for report in quantized_state(net).transforms:
         say(str(report))
-    unseen = quantized_state(net).unseen
-    if unseen:
-        say(f"rounded without their inputs, which no batch showed: {', '.join(unseen)}")
     tell_what_stays(net)
 
 

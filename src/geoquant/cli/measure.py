@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 from geoquant import progress
+from geoquant.cli.activating import ActivationBits, ActivationGrids, ActivationSites, OfferedGrids, read_activations
 from geoquant.cli.app import app
 from geoquant.cli.geometry import geometry_text
 from geoquant.cli.inputs import (
@@ -32,16 +33,20 @@ from geoquant.cli.inputs import (
     show,
 )
 from geoquant.geometry import geometry_cost
-from geoquant.models import FUSED_LAYERS, inference, predict
+from geoquant.models import FUSED_LAYERS, inference, predict, take_inventory
 from geoquant.plan import Activations, Budget, LatencyTable, Plan, align, allocate, plan_text, summary
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
     DEFAULT_PREDICTORS,
     PREDICTORS,
+    ActivationTable,
     Profile,
+    activation_cost,
+    find_activations,
     make_subject,
     profile,
 )
+from geoquant.sensitivity.one_input_kl import LAYERS
 from geoquant.sensitivity.profiling import geometry_document
 
 GRIDS = ",".join(DEFAULT_GRIDS)
@@ -62,12 +67,18 @@ AverageBits = Annotated[float | None, typer.Option(help="Budget: stored bits per
 Bytes = Annotated[int | None, typer.Option("--bytes", help="Budget: size of the artifact on disk.")]
 BitOperations = Annotated[
     float | None,
-    typer.Option(help="Budget: multiplications × weight bits × 32 (activations are float), for one sample."),
+    typer.Option(
+        help="Budget: multiplications × weight bits × activation bits (32 in float), for one sample. With "
+        "--activation-grids both are chosen."
+    ),
 ]
 Latency = Annotated[float | None, typer.Option(help="Budget: milliseconds by --latency-table.")]
 LatencyFile = Annotated[
     Path | None,
-    typer.Option("--latency-table", help='JSON with measured times: {"milliseconds": {LAYER: {GRID: TIME}}}.'),
+    typer.Option(
+        "--latency-table",
+        help='JSON with measured times: {"milliseconds": {LAYER: {GRID: TIME}}}; GRID may be int4/int8.',
+    ),
 ]
 Solver = Annotated[str, typer.Option(help="milp (exact), greedy, proportional, gradient, uniform, random_search.")]
 Objective = Annotated[str, typer.Option(help="sum of the damages, or worst layer.")]
@@ -98,6 +109,8 @@ def measure(
     exclude: list[str] | None,
     seed: int,
     geometry: bool = False,
+    activations: Sequence[str] = (),
+    activation_sites: Sequence[str] | None = None,
 ) -> Profile:
     """Say what profiling will cost, then do it with a bar."""
     names = split(predictors)
@@ -115,6 +128,14 @@ def measure(
     if geometry:
         say(f"geometry: about {more:.0f} forwards more, some {max(more * each, 1):.0f} s here; --no-geometry skips it")
     options: dict[str, Any] = {"only": only, "exclude": exclude, "seed": seed, "geometry": geometry}
+    if activations:
+        sites = find_activations(model, take_inventory(model), activation_sites or (LAYERS,))
+        extra = activation_cost(model, sites, len(activations), batches[0])
+        say(
+            f"activations: {len(sites)} sites × {len(activations)} grids, about {extra:.0f} forwards more, some "
+            f"{max(extra * each, 1):.0f} s here"
+        )
+        options |= {"activations": activations, "activation_sites": sites}
     with progress.shown():
         return profile(model, batches, grids=split(grids), predictors=names, **options)
 
@@ -132,7 +153,18 @@ def profile_text(result: Profile) -> str:
         for each, seconds in zip(result.tables, result.seconds, strict=True)
     )
     text = f"{align(rows, (False, *[True] * (len(rows[0]) - 1)))}\n\n{table.predictor} in {unit}\n{costs}"
+    if result.activations is not None:
+        text += f"\n\n{activations_text(result.activations)}"
     return text if result.geometry is None else f"{text}\n\n{geometry_text(result.geometry)}"
+
+
+def activations_text(found: ActivationTable) -> str:
+    """Show the damage of every activation at every grid, and what it cost."""
+    rows = [("input", "numbers", *found.grids)]
+    for site, count in zip(found.sites, found.elements, strict=True):
+        rows.append((site, f"{count:,}", *(f"{damage:.1e}" for damage in found.damages.row(site))))
+    cost = f"{found.damages.predictor} {found.damages.cost:.1f} forward-equivalents"
+    return f"{align(rows, (False, *[True] * (len(rows[0]) - 1)))}\n\n{found.damages.predictor} in nats\n{cost}"
 
 
 @app.command("profile")
@@ -151,11 +183,16 @@ def profile_command(
     only: Only = None,
     exclude: Exclude = None,
     fold_batch_norm: Fold = False,
+    activation_grids: OfferedGrids = None,
+    activation_sites: ActivationSites = None,
     geometry: Geometry = True,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Measure what each (layer, grid) choice costs, and what the model is like.
+
+    With --activation-grids also what rounding each layer's input costs, so that `allocate --bit-operations` and
+    `--activation-bits` choose both.
 
     Examples: `geoquant profile geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --output prof/`
@@ -165,11 +202,15 @@ def profile_command(
     net = read_model(model, weights, fold_batch_norm, task)
     batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
     assert batches is not None
-    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry)
+    offered = split(activation_grids or "")
+    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry, offered, activation_sites)
     path = result.save(output)
     say(f"wrote {path}")
     document: dict[str, Any] = {"path": str(path), "cost": result.cost}
     document["tables"] = {table.predictor: table.damage for table in result.tables}
+    if result.activations is not None:
+        damages = result.activations.damages
+        document["activations"] = dict(zip(damages.sites, damages.damage, strict=True))
     if result.geometry is not None:
         document["geometry"] = geometry_document(result.geometry)
     show(profile_text(result), document, as_json)
@@ -184,6 +225,7 @@ def plan_document(plan: Plan, path: Path | None = None) -> dict[str, Any]:
         "latency": plan.latency,
         "layers": dict(zip(plan.inventory.names, plan.names, strict=True)),
         "activations": dict(plan.activations),
+        "average_activation_bits": plan.average_activation_bits,
     }
     if plan.evidence is not None:
         document["optimality"] = vars(plan.evidence.optimality)
@@ -198,12 +240,13 @@ def make_budget(
     bit_operations: float | None,
     latency: float | None,
     latency_table: Path | None,
+    activation_bits: float | None = None,
 ) -> Budget:
     """Read the limits of the command line; they should be refused before minutes of work, not after."""
     if latency_table is not None and latency is None:
         raise typer.BadParameter("--latency-table is there for a limit: give --latency MS too")
     times = None if latency_table is None else LatencyTable.load(latency_table)
-    return Budget(average_bits, size, bit_operations, latency, times)
+    return Budget(average_bits, size, bit_operations, latency, times, average_activation_bits=activation_bits)
 
 
 def solve_plan(
@@ -262,6 +305,8 @@ def allocate_command(
     bit_operations: BitOperations = None,
     latency: Latency = None,
     latency_table: LatencyFile = None,
+    activation_bits: ActivationBits = None,
+    activations: ActivationGrids = None,
     predictor: Annotated[str | None, typer.Option(help="Which of the profile's predictors to trust.")] = None,
     solver: Solver = "milp",
     objective: Objective = "sum",
@@ -274,10 +319,20 @@ def allocate_command(
 ) -> None:
     r"""Choose a grid for every layer within a budget; needs no model and no data.
 
-    Example: `geoquant allocate prof/ --average-bits 3 --fix conv1=8 --output plan.json`
+    Where the profile measured activations, budgets that depend on them choose their grids too, and several budgets
+    hold at once.
+
+    Examples: `geoquant allocate prof/ --average-bits 3 --fix conv1=8 --output plan.json`
+
+    `geoquant allocate prof/ --bit-operations 6.5e8 --activations conv1=int8:affine --output plan.json`
+
+    `geoquant allocate prof/ --average-bits 4 --activation-bits 4 --output plan.json`
     """
-    budget = make_budget(average_bits, size, bit_operations, latency, latency_table)
-    plan = solve_plan(Profile.load(prof), budget, predictor, solver, objective, menu, lower, upper, fix, fuse)
+    budget = make_budget(average_bits, size, bit_operations, latency, latency_table, activation_bits)
+    result = Profile.load(prof)
+    measured = () if result.activations is None else result.activations.sites
+    inputs = read_activations(result.inventory, [name for name in measured if ":" in name], activations, None)
+    plan = solve_plan(result, budget, predictor, solver, objective, menu, lower, upper, fix, fuse, inputs)
     path = plan.save(output)
     say(f"wrote {path}")
     show(plan_text(plan), plan_document(plan, path), as_json)

@@ -1,6 +1,6 @@
 """Which grid goes where: budgets, plans, and how a profile becomes a plan."""
 
-from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries
+from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries, activation_wishes
 from geoquant.plan.budget import Budget
 from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
 from geoquant.plan.latency import LatencyTable
@@ -37,6 +37,7 @@ __all__ = [
     "Request",
     "activation_entries",
     "activation_tensors",
+    "activation_wishes",
     "align",
     "allocate",
     "allocate_cheapest",

@@ -34,25 +34,49 @@ def activation_entries(inventory: Inventory, wanted: Activations | None, operati
         LayerNameError: a name or pattern matches nothing.
         GridError: there is no such grid.
     """
+    return activation_wishes(inventory, wanted, operations)[0]
+
+
+def activation_wishes(
+    inventory: Inventory, wanted: Activations | None, operations: Sequence[str] = ()
+) -> tuple[Entries, tuple[str, ...]]:
+    """Return what `activation_entries` does, and the names that are to stay in float although they could be chosen."""
     if wanted is None:
-        return ()
+        return (), ()
+    refused = {site.name: why for site in inventory.sites if (why := refusal(site, inventory))}
     if isinstance(wanted, tuple):
         select(inventory.names, [name for name, _ in wanted if ":" not in name])
-        return tuple((name, str(ActivationGrid.parse(grid))) for name, grid in wanted)
-    refused = {site.name: why for site in inventory.sites if (why := refusal(site, inventory))}
+        chosen = {name: _canonical(grid) for name, grid in wanted}
+        return _parted(chosen, list(chosen))
     names = [*inventory.names, *operations]
     if not isinstance(wanted, Mapping):
         wanted = dict.fromkeys((name for name in inventory.names if name not in refused), wanted)
-    chosen: dict[str, str] = {}
+    chosen = {}
     for pattern, grid in wanted.items():
         for name in select(names, [pattern]):
-            if grid is None or str(grid) == "none":
-                chosen.pop(name, None)
-            elif name not in refused:
-                chosen[name] = str(ActivationGrid.parse(str(grid)))
+            if name not in refused or _canonical(grid) is None:
+                chosen[name] = _canonical(grid)
             elif name == pattern:
                 raise PlanError(f"the input of '{name}' cannot be quantized: {refused[name]}; leave it out")
-    return tuple((name, chosen[name]) for name in names if name in chosen)
+    return _parted(chosen, names)
+
+
+def _canonical(grid: str | ActivationGrid | None) -> str | None:
+    return None if grid is None or str(grid) == "none" else str(ActivationGrid.parse(str(grid)))
+
+
+def _parted(chosen: Mapping[str, str | None], order: Sequence[str]) -> tuple[Entries, tuple[str, ...]]:
+    entries = {name: grid for name, grid in chosen.items() if grid is not None}
+    return ordered(entries, order), tuple(name for name in order if name in chosen and name not in entries)
+
+
+def ordered(entries: Mapping[str, str], order: Sequence[str]) -> Entries:
+    """Return the pairs in this order of names, those that it lacks last.
+
+    >>> ordered({"add:0": "int8", "b": "int4", "a": "int2"}, ["a", "b"])
+    (('a', 'int2'), ('b', 'int4'), ('add:0', 'int8'))
+    """
+    return tuple((name, entries[name]) for name in dict.fromkeys([*order, *entries]) if name in entries)
 
 
 def activation_widths(inventory: Inventory, activations: Entries, otherwise: float) -> tuple[float, ...]:

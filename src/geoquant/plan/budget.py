@@ -3,8 +3,10 @@
 `average_bits` counts codes, scales, zero points and padding of all quantizable sites over the number of
 their weights (a site left in float counts 32). `bytes` is the size of the artifact on disk, header and
 all other tensors included. `bit_operations` is the sum over sites of multiplications × bits of a weight's code
-× bits of an activation, for one sample, as HAWQ-V3 counts them (arXiv 2011.10680); plans hold weights only, so
-every activation counts `activation_bits`. `latency` adds up a table that the caller measured.
+× bits of an activation, for one sample, as HAWQ-V3 counts them (arXiv 2011.10680); an activation in float counts
+`activation_bits`. `average_activation_bits` is the mean over the measured activation sites, each weighted by how many
+numbers enter there for one sample: what is moved, and not what is multiplied, so that operands of additions count as
+well. `latency` adds up a table that the caller measured.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Budget:
         bit_operations: multiplications × weight bits × activation bits, of one sample of the calibration data.
         latency: milliseconds, by `latency_table`.
         latency_table: time of each site at each grid.
-        activation_bits: what an activation counts in `bit_operations`: 32 for float32, 16 for float16.
+        activation_bits: what an activation in float counts: 32 for float32, 16 for float16.
+        average_activation_bits: bits per number that enters one of the measured activation sites.
 
     >>> print(Budget(average_bits=3))
     3 average bits
@@ -44,6 +47,7 @@ class Budget:
     latency: float | None = None
     latency_table: LatencyTable | None = None
     activation_bits: float = 32
+    average_activation_bits: float | None = None
 
     def __post_init__(self) -> None:
         given = {
@@ -51,6 +55,7 @@ class Budget:
             "bytes": self.bytes,
             "bit_operations": self.bit_operations,
             "latency": self.latency,
+            "average_activation_bits": self.average_activation_bits,
         }
         limits = {name: value for name, value in given.items() if value is not None}
         if not limits:
@@ -61,10 +66,22 @@ class Budget:
         if self.latency is not None and self.latency_table is None:
             raise BudgetError(f"a budget of {self.latency:g} ms needs a table of times; give latency_table too")
 
+    @property
+    def sees_activations(self) -> bool:
+        """Whether a limit depends on the grids of activations, which are then chosen where they were measured.
+
+        >>> Budget(average_bits=3).sees_activations, Budget(bit_operations=1e9).sees_activations
+        (False, True)
+        """
+        timed = self.latency is not None and self.latency_table is not None and self.latency_table.sees_activations
+        return timed or self.bit_operations is not None or self.average_activation_bits is not None
+
     def __str__(self) -> str:
         parts = []
         if self.average_bits is not None:
             parts.append(f"{self.average_bits:g} average bits")
+        if self.average_activation_bits is not None:
+            parts.append(f"{self.average_activation_bits:g} average activation bits")
         if self.bytes is not None:
             parts.append(f"{self.bytes:,} bytes")
         if self.bit_operations is not None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from geoquant import storage
 from geoquant.errors import BudgetError, FileFormatError, suggest
-from geoquant.grids import Grid
+from geoquant.grids import ActivationGrid, Grid
 
 NANOSECONDS = 10**6
 """In a millisecond; times are added up in whole nanoseconds."""
@@ -37,7 +37,10 @@ class LatencyTable:
     """Milliseconds of each site at each grid.
 
     Grids that differ only in how their scales are searched (``int4`` and ``int4:mse-signed``) run alike: what is
-    given for one holds for the others, unless they have their own entry.
+    given for one holds for the others, unless they have their own entry. Where kernels take quantized inputs, name
+    both: ``int4/int8:affine`` is the time of int4 weights with int8 inputs; a layer without such entries runs alike for
+    all of its inputs. Operands of operations have their own rows (``layer1.0.add:0``), by activation grid; those that
+    have none take no time of their own.
 
     Attributes:
         entries: (site, canonical grid, milliseconds), sorted.
@@ -50,6 +53,8 @@ class LatencyTable:
     Traceback (most recent call last):
     ...
     geoquant.errors.BudgetError: the latency table has no time for 'conv1' at int2 (it has int4, int8); ...
+    >>> LatencyTable.of({"conv1": {"int4": 0.3, "int4/int8": 0.2}}).milliseconds("conv1", "int4", "int8:minmax")
+    0.2
     """
 
     entries: tuple[tuple[str, str, float], ...]
@@ -65,7 +70,7 @@ class LatencyTable:
     def of(times: Mapping[str, Mapping[str, float]], base: float = 0.0) -> LatencyTable:
         """Make a table from ``{site: {grid: milliseconds}}``."""
         entries = {
-            (site, str(Grid.parse(grid))): float(time) for site, row in times.items() for grid, time in row.items()
+            (site, _canonical(site, grid)): float(time) for site, row in times.items() for grid, time in row.items()
         }
         return LatencyTable(tuple((*key, entries[key]) for key in sorted(entries)), float(base))
 
@@ -76,20 +81,37 @@ class LatencyTable:
             rows.setdefault(site, {})[grid] = time
         return rows
 
-    def milliseconds(self, site: str, grid: str | Grid) -> float:
-        """Return the time of `site` at `grid`.
+    @property
+    def sees_activations(self) -> bool:
+        """Whether a time depends on the grid of an activation."""
+        return any("/" in grid or ":" in site for site, grid, _ in self.entries)
+
+    def milliseconds(self, site: str, grid: str | Grid, entering: str | None = None) -> float:
+        """Return the time of `site` at `grid`, with inputs on the activation grid `entering` (None: float).
 
         Raises:
             BudgetError: the table does not say.
         """
         if site not in self._times:
             raise BudgetError(f"the latency table has no layer '{site}'{suggest(site, self._times)}; measure it")
-        row, name = self._times[site], str(grid)
+        both = entering is not None and any("/" in name for name in self._times[site])
+        return self._find(site, f"{grid}/{entering}" if both else str(grid))
+
+    def operand(self, name: str, entering: str | None) -> float:
+        """Return the time of an operand at an activation grid; 0 where it has no row, or stays in float.
+
+        Raises:
+            BudgetError: it has a row, which does not say.
+        """
+        return 0.0 if entering is None or name not in self._times else self._find(name, entering)
+
+    def _find(self, site: str, name: str) -> float:
+        row = self._times[site]
         if name in row:
             return row[name]
-        wanted = _kernel(name)
+        wanted = _kernel(site, name)
         for other in sorted(row):
-            if _kernel(other) == wanted:
+            if _kernel(site, other) == wanted:
                 return row[other]
         raise BudgetError(
             f"the latency table has no time for '{site}' at {name} (it has {', '.join(sorted(row))}); measure it, or "
@@ -134,7 +156,22 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _kernel(name: str) -> tuple[str, ...]:
+def _canonical(site: str, name: str) -> str:
+    """Return the one spelling of ``int4``, ``int4/int8:affine``, or of an operand's activation grid."""
+    if ":" in site:
+        return str(ActivationGrid.parse(name))
+    weights, slash, entering = name.partition("/")
+    return str(Grid.parse(weights)) + (f"/{ActivationGrid.parse(entering)}" if slash else "")
+
+
+def _kernel(site: str, name: str) -> tuple[object, ...]:
     """Return what decides how fast a grid runs: everything but the search for its scales."""
-    grid = Grid.parse(name)
-    return (*grid.format.tokens, grid.granularity.token, grid.scale_dtype)
+    weights, slash, entering = ("", "/", name) if ":" in site else name.partition("/")
+    found: tuple[object, ...] = ()
+    if weights:
+        grid = Grid.parse(weights)
+        found = (*grid.format.tokens, grid.granularity.token, grid.scale_dtype)
+    if slash:
+        grid_in = ActivationGrid.parse(entering)
+        found = (*found, "/", *grid_in.format.tokens, grid_in.per_token, grid_in.dynamic)
+    return found

@@ -151,3 +151,8 @@ def least_bytes(site: Site, grid: Grid) -> int:
         document = {"dtype": entry.dtype, "shape": list(entry.shape), "data_offsets": [0, 0]}
         header += len(json.dumps({entry.name: document}, separators=(",", ":"), ensure_ascii=False).encode()) - 1
     return header + sum(entry.bytes for entry in site_entries(site, grid)) + len(str(grid))
+
+
+def least_activation_bytes(grid: str | None) -> int:
+    """Return what one activation's grid adds to the file: its name, and its scale and zero point where it has them."""
+    return 0 if grid is None else len(grid) + 8 * static_count((("", grid),))

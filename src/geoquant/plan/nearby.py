@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from geoquant.allocation import Cost
 from geoquant.errors import BudgetError, PlanError
-from geoquant.grids import Grid
-from geoquant.plan.limits import Choices, linear_limits
+from geoquant.plan.choices import Choices, make_choices
+from geoquant.plan.limits import linear_limits
 from geoquant.plan.plan import Evidence, Optimality, Plan, Request
-from geoquant.plan.reasons import reasons
-from geoquant.plan.solving import make_choices, solve_choices
-from geoquant.sensitivity import DamageTable
+from geoquant.plan.solving import Source, plan_of, solve_choices
+from geoquant.sensitivity import ActivationTable, DamageTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +45,18 @@ class Neighbourhood:
 
     @cached_property
     def choices(self) -> Choices:
-        """What the request allows, with the damages of the plan's table."""
-        return make_choices(self.plan.inventory, self.evidence.table, self.request)
+        """What the request allows, with the damages of the plan's tables."""
+        return make_choices(self.plan.inventory, self.evidence.table, self.request, self.evidence.inputs)
 
     @cached_property
     def columns(self) -> tuple[int, ...]:
         """The choices of the plan."""
-        return tuple(self.choices.grids.index(grid) for grid in self.plan.grids)
+        return self.choices.columns(self.plan.names, self.plan.activations)
 
     @cached_property
     def _limits(self) -> tuple[Cost, ...]:
-        found = linear_limits(
-            self.plan.inventory, self.choices, self.request.budget, self.evidence.macs, self.request.activations
-        )
+        evidence = self.evidence
+        found = linear_limits(self.plan.inventory, self.choices, self.request, evidence.macs, evidence.inputs)
         return tuple(limit.cost for limit in found)
 
     def best(
@@ -88,36 +86,55 @@ class Neighbourhood:
             moves[list(group[1:])] = 0
         return moves
 
-    def grids(self, columns: tuple[int, ...]) -> tuple[Grid, ...]:
-        """Return the grid of each site."""
-        return tuple(self.choices.grids[column] for column in columns)
-
     def bare(self, columns: tuple[int, ...]) -> Plan:
         """Return the plan of a selection, without evidence."""
-        return replace(self.plan, names=tuple(str(grid) for grid in self.grids(columns)), evidence=None)
+        names = tuple(str(grid) for grid in self.choices.layers(self.plan.inventory, columns))
+        activations = self.choices.activations(columns, self.request.activations)
+        return replace(self.plan, names=names, activations=activations, evidence=None)
 
     def weighed(self, columns: tuple[int, ...], damage: NDArray[np.float64], predictor: str) -> Plan:
-        """Return the plan of a selection; its evidence is a table of other damages, in nats, and a bound for that."""
-        old = self.evidence.table
-        index = {name: row for row, name in enumerate(self.plan.inventory.names)}
-        rows = [damage[index[name], : len(old.grids)] for name in old.sites]
-        finite = [np.where(np.isfinite(row), row, own) for row, own in zip(rows, old.damage, strict=True)]
-        table = DamageTable(
-            predictor,
-            "nats per prediction",
-            old.sites,
-            old.grids,
-            tuple(tuple(row.tolist()) for row in finite),
-            old.stderr,
-            old.cost,
-            old.samples,
-        )
-        choices = make_choices(self.plan.inventory, table, self.request)
-        found = solve_choices(self.plan.inventory, choices, self.request, "sum", self._limits)[1]
+        """Return the plan of a selection; its evidence are tables of other damages, in nats, and a bound for those.
+
+        Believed damages are those of pairs (weight grid, activation grid). The tables hold how they change with one of
+        the two while the other is the plan's; their sum is the believed one at the plan.
+        """
+        inventory = self.plan.inventory
+        table, inputs = self._corrected(columns, damage, predictor)
+        source = Source(table, self.evidence.data, self.evidence.seed, self.evidence.macs, inputs)
+        choices = make_choices(inventory, table, self.request, inputs)
+        found = solve_choices(inventory, choices, self.request, "sum", self._limits)[1]
         value = float(choices.damage[np.arange(len(columns)), list(columns)].sum())
         bound = min(found.lower_bound, value)
         optimality = Optimality(value, bound, (value - bound) / max(abs(value), 1e-300))
-        inventory = self.plan.inventory
-        why = reasons(choices.damage, choices.bits, choices.groups, columns, choices.grids, inventory, table.unit)
-        evidence = replace(self.evidence, table=table, request=self.request, optimality=optimality, reasons=why)
-        return replace(self.bare(columns), evidence=evidence)
+        return plan_of(inventory, source, self.request, choices, columns, optimality)
+
+    def _corrected(
+        self, columns: tuple[int, ...], damage: NDArray[np.float64], predictor: str
+    ) -> tuple[DamageTable, ActivationTable | None]:
+        """Return the plan's tables with the believed damages in them."""
+        old, inputs, period = self.evidence.table, self.evidence.inputs, self.choices.period
+        index = {name: row for row, name in enumerate(self.choices.rows)}
+        weights = {name: np.array(old.row(name)) for name in old.sites}
+        entering = {} if inputs is None else {name: np.array(inputs.damages.row(name)) for name in inputs.sites}
+        for name, row in index.items():
+            pairs = damage[row].reshape(-1, period)
+            place, column = divmod(columns[row], period)
+            chosen, share = pairs[1:, column], 0.0
+            if name in entering and place:
+                assert inputs is not None
+                share = float(entering[name][place - 1])
+                entering[name] = _where_finite(chosen - pairs[place, column] + share, entering[name])
+            if name in weights:
+                weights[name] = _where_finite(pairs[place, : len(old.grids)] - share, weights[name])
+        table = replace(old, predictor=predictor, unit="nats per prediction", damage=_rows(weights))
+        if inputs is None:
+            return table, None
+        return table, replace(inputs, damages=replace(inputs.damages, damage=_rows(entering)))
+
+
+def _where_finite(found: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(np.isfinite(found), found, otherwise)
+
+
+def _rows(table: dict[str, NDArray[np.float64]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row.tolist()) for row in table.values())

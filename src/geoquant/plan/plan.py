@@ -25,11 +25,11 @@ from geoquant.models import Inventory, find_operations, select, take_inventory
 from geoquant.plan.activations import Activations, Entries, activation_entries, activation_widths
 from geoquant.plan.budget import Budget
 from geoquant.plan.layout import artifact_bytes
-from geoquant.sensitivity import DamageTable
+from geoquant.sensitivity import ActivationTable, DamageTable
 
-# Version 2 may hold multiplications, budgets of bit-operations and latency, and activation grids; version 1, which has
-# none of them, is read too.
-PLAN_VERSION = 2
+# Version 2 may hold multiplications, budgets of bit-operations and latency, and activation grids, version 3 damages of
+# activations and their average bits; older ones, which have none of them, are read too.
+PLAN_VERSION = 3
 
 Objective = str | Callable[[NDArray[np.float64]], float]
 
@@ -47,7 +47,8 @@ class Request:
         upper: largest width, likewise.
         fixed: grid or width that a site must take, per name or pattern.
         fused: names or patterns of sites that must share a grid.
-        activations: (activation site, grid) pairs, whose stored scales count.
+        activations: (activation site, grid) pairs that are given, whose stored scales count.
+        in_float: activation sites that stay in float although their grid could be chosen.
     """
 
     budget: Budget
@@ -59,6 +60,7 @@ class Request:
     fixed: tuple[tuple[str, str | int], ...] = ()
     fused: tuple[str | tuple[str, ...], ...] = ()
     activations: Entries = ()
+    in_float: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,18 @@ class Optimality:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where a solved plan comes from: table, request, optimality, a reason per site, multiplications per site."""
+    """Where a solved plan comes from.
+
+    Attributes:
+        table: damages of the weights.
+        request: what was asked.
+        optimality: how good the plan is at that, weights and chosen activations together.
+        reasons: one per site.
+        data: fingerprint of the calibration batches.
+        seed: of every random draw.
+        macs: multiplications per site.
+        inputs: damages of the activations; None where they were not measured.
+    """
 
     table: DamageTable
     request: Request
@@ -87,6 +100,7 @@ class Evidence:
     data: str
     seed: int
     macs: tuple[int, ...] = ()
+    inputs: ActivationTable | None = None
 
 
 @dataclass(frozen=True)
@@ -156,13 +170,25 @@ class Plan:
         )
 
     @property
+    def average_activation_bits(self) -> float | None:
+        """Bits per number that enters a measured activation site, as `Budget` counts; None where none was measured."""
+        if self.evidence is None or self.evidence.inputs is None:
+            return None
+        inputs, other = self.evidence.inputs, self.evidence.request.budget.activation_bits
+        grids = self.activation_grids
+        pairs = zip(inputs.sites, inputs.elements, strict=True)
+        total = sum(count * (grids[name].bits if name in grids else other) for name, count in pairs)
+        return total / sum(inputs.elements)
+
+    @property
     def latency(self) -> float | None:
         """Milliseconds by the table of the budget; None where there is none."""
         times = None if self.evidence is None else self.evidence.request.budget.latency_table
         if times is None:
             return None
-        pairs = zip(self.inventory.names, self.names, strict=True)
-        return times.base + sum(times.milliseconds(site, grid) for site, grid in pairs)
+        pairs, entering = zip(self.inventory.names, self.names, strict=True), dict(self.activations)
+        layers = sum(times.milliseconds(site, grid, entering.pop(site, None)) for site, grid in pairs)
+        return times.base + layers + sum(times.operand(name, grid) for name, grid in entering.items())
 
     def grid(self, name: str) -> Grid:
         """Return the grid of the site called `name`."""
@@ -184,8 +210,10 @@ class Plan:
         operations = () if model is None or not isinstance(activations, Mapping) else find_operations(model)
         found = activation_entries(self.inventory, activations, operations)
         evidence = self.evidence
-        if evidence is not None:
-            evidence = replace(evidence, request=replace(evidence.request, activations=found))
+        if evidence is not None:  # other budgets keep what is given here
+            measured = () if evidence.inputs is None else evidence.inputs.sites
+            others = tuple(name for name in measured if name not in dict(found))
+            evidence = replace(evidence, request=replace(evidence.request, activations=found, in_float=others))
         return replace(self, activations=found, evidence=evidence)
 
     @property
@@ -199,6 +227,22 @@ class Plan:
             for site, grid in zip(self.inventory.names, self.names, strict=True)
         )
 
+    @property
+    def input_damages(self) -> dict[str, float | None]:
+        """Predicted damage of each quantized activation at its grid; None where that was not measured."""
+        inputs = None if self.evidence is None else self.evidence.inputs
+        return {
+            name: inputs.damages.row(name)[inputs.grids.index(grid)]
+            if inputs is not None and name in inputs.sites and grid in inputs.grids
+            else None
+            for name, grid in self.activations
+        }
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells two plans of one model apart: the grid of each site, and those of activations."""
+        return (*self.names, *(f"{name}={grid}" for name, grid in self.activations))
+
     def resolve(
         self,
         *,
@@ -206,6 +250,7 @@ class Plan:
         bytes: int | None = None,
         bit_operations: float | None = None,
         latency: float | None = None,
+        average_activation_bits: float | None = None,
         objective: Objective | None = None,
         **changes: Any,
     ) -> Plan:
@@ -214,8 +259,9 @@ class Plan:
         Args:
             average_bits: new limit on stored bits per weight (see `Budget`).
             bytes: new limit on the size of the artifact.
-            bit_operations: new limit on multiplications × bits; activations count what they did.
+            bit_operations: new limit on multiplications × bits; activations in float count what they did.
             latency: new limit in milliseconds, by the table of the old budget (or ``latency_table=`` of another).
+            average_activation_bits: new limit on the bits per number that enters a measured activation site.
             objective: needed again when the plan was solved for a function of the caller's.
             changes: other parts of the request to replace: ``solver``, ``menu``, ``lower``, ``upper``,
                 ``fixed``, ``fused`` (see `allocate`).
@@ -229,7 +275,7 @@ class Plan:
         old = None if self.evidence is None else self.evidence.request.budget
         times = changes.pop("latency_table", None if old is None else old.latency_table)
         activation_bits = changes.pop("activation_bits", 32 if old is None else old.activation_bits)
-        budget = Budget(average_bits, bytes, bit_operations, latency, times, activation_bits)
+        budget = Budget(average_bits, bytes, bit_operations, latency, times, activation_bits, average_activation_bits)
         return resolve(self, budget, objective, **changes)
 
     def save(self, path: Path | str) -> Path:

@@ -6,32 +6,39 @@ where it is because its own next step buys less than others' do, or costs more t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from geoquant.grids import Grid
+from geoquant.grids import ActivationGrid
 from geoquant.models import Inventory
+from geoquant.plan.choices import Choices
 
 
-def reasons(
-    damage: NDArray[np.float64],
-    bits: NDArray[np.int64],
-    groups: tuple[tuple[int, ...], ...],
-    selection: tuple[int, ...],
-    grids: tuple[Grid, ...],
-    inventory: Inventory,
-    unit: str | None,
-) -> tuple[str, ...]:
-    """Return a sentence for each site: what one step more would save, one step less would cost."""
-    partner = {row: group for group in groups for row in group}
-    texts = []
-    for row, column in enumerate(selection):
-        allowed = np.flatnonzero(np.isfinite(damage[row]))
-        if len(allowed) == 1:
-            texts.append("the only grid that the request allows")
-            continue
-        rows = list(partner.get(row, (row,)))
-        texts.append(_steps(damage[rows].sum(0), bits[rows].sum(0), column, grids, unit) + _fused(row, rows, inventory))
+def reasons(choices: Choices, selection: Sequence[int], inventory: Inventory, unit: str | None) -> tuple[str, ...]:
+    """Return a sentence for each site: what one step more would save, one step less would cost; then for its input."""
+    partner = {row: group for group in choices.groups for row in group}
+    period, texts = choices.period, []
+    for row, chosen in enumerate(selection[: len(inventory.sites)]):
+        rows, column = list(partner.get(row, (row,))), chosen % period
+        damage = choices.damage[rows].sum(0).reshape(-1, period)
+        alike, entering = damage[chosen // period], damage[:, column]
+        said = []
+        if np.isfinite(alike).sum() == 1:
+            said.append("the only grid that the request allows")
+        else:
+            bits = choices.bits[rows, :period].sum(0)
+            steps = _steps(alike, bits, column, [str(grid) for grid in choices.grids[:period]], unit, stored=True)
+            said.append(steps + _fused(row, rows, inventory))
+        if np.isfinite(entering).sum() > 1:
+            names = [name or "" for name in choices.inputs[::period]]
+            widths = np.array([ActivationGrid.parse(name).bits if name else 0 for name in names])
+            said.append(
+                f"input at {names[chosen // period]}: {_steps(entering, widths, chosen // period, names, unit)}"
+            )
+        texts.append("; ".join(said))
     return tuple(texts)
 
 
@@ -42,9 +49,14 @@ def _fused(row: int, rows: list[int], inventory: Inventory) -> str:
 
 
 def _steps(
-    damage: NDArray[np.float64], bits: NDArray[np.int64], column: int, grids: tuple[Grid, ...], unit: str | None
+    damage: NDArray[np.float64],
+    bits: NDArray[Any],
+    column: int,
+    names: Sequence[str],
+    unit: str | None,
+    stored: bool = False,
 ) -> str:
-    """Compare a choice with the nearest dearer and the nearest cheaper one."""
+    """Compare a choice with the nearest dearer and the nearest cheaper one; of weights, say the bytes between."""
     measure = "nats" if unit else "score"
     parts = []
     finite = np.isfinite(damage)
@@ -52,10 +64,10 @@ def _steps(
     cheaper = np.flatnonzero(finite & (bits < bits[column]))
     if len(dearer):
         up = dearer[np.argmin(bits[dearer])]
-        size = (bits[up] - bits[column]) / 8
-        parts.append(f"{grids[up]} would save {damage[column] - damage[up]:.2g} {measure} for {size:,.0f} B more")
+        more = f" for {(bits[up] - bits[column]) / 8:,.0f} B more" if stored else ""
+        parts.append(f"{names[up]} would save {damage[column] - damage[up]:.2g} {measure}{more}")
     if len(cheaper):
         down = cheaper[np.argmax(bits[cheaper])]
-        size = (bits[column] - bits[down]) / 8
-        parts.append(f"{grids[down]} would cost {damage[down] - damage[column]:.2g} {measure} to save {size:,.0f} B")
+        less = f" to save {(bits[column] - bits[down]) / 8:,.0f} B" if stored else ""
+        parts.append(f"{names[down]} would cost {damage[down] - damage[column]:.2g} {measure}{less}")
     return "; ".join(parts)

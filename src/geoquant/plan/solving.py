@@ -1,15 +1,16 @@
 """Turn evidence and a budget into a plan that provably keeps the budget.
 
-The damages of a table and the exact storage of every choice make a multiple-choice knapsack; the solver
-gives a selection, its value and a proven lower bound. Average bits, bit-operations and latency are linear in the
-choices. The size of the file is not quite (the header's offsets grow by digits), so a byte budget is first relaxed
+The damages of a table (of weights, and of activations where they are chosen) and the exact storage of every choice make
+a multiple-choice knapsack; the solver gives a selection, its value and a proven lower bound. Average bits,
+bit-operations and latency are linear in the choices: a column is a pair of grids, so that even the product of their
+bits is. The size of the file is not quite (the header's offsets grow by digits), so a byte budget is first relaxed
 (proving the bound), then tightened by what the header really takes until the file fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,18 +18,23 @@ from numpy.typing import NDArray
 
 from geoquant.allocation import SOLVERS, Cost, Problem, Solution
 from geoquant.allocation import Objective as SolverObjective
-from geoquant.errors import BudgetError, PlanError, suggest
+from geoquant.errors import BudgetError, PlanError
 from geoquant.grids import Grid
-from geoquant.models import Inventory, Site, fused_groups, select
-from geoquant.plan.activations import Activations, activation_entries
+from geoquant.models import Inventory, Site
+from geoquant.plan.activations import Activations, activation_wishes
 from geoquant.plan.budget import Budget
-from geoquant.plan.layout import artifact_bytes, least_bytes, site_entries
-from geoquant.plan.limits import Choices, linear_limits
+from geoquant.plan.choices import Choices, make_choices
+from geoquant.plan.layout import (
+    activation_tensors,
+    artifact_bytes,
+    least_activation_bytes,
+    least_bytes,
+    site_entries,
+)
+from geoquant.plan.limits import linear_limits
 from geoquant.plan.plan import Evidence, Objective, Optimality, Plan, Request
 from geoquant.plan.reasons import reasons
-from geoquant.sensitivity import DamageTable, Profile
-
-FLOAT = "fp32"
+from geoquant.sensitivity import ActivationTable, DamageTable, Profile
 
 
 def allocate(
@@ -60,8 +66,9 @@ def allocate(
         fixed: grid or width per name or pattern; ``"fp32"`` leaves a layer in float.
         fused: groups that share a grid: a list of names, or a pattern whose captured text names the group,
             such as ``r"re:(.*)\.(?:q|k|v)_proj"``.
-        activations: one activation grid for the inputs of every layer, or a grid per name or pattern. They are given,
-            not chosen; their stored scales count in a budget of bytes, their bits in one of bit-operations.
+        activations: activation grids that are given: one for the inputs of every layer, or a grid per name or pattern,
+            None for float. Where the profile measured activations and the budget sees them (`Budget.sees_activations`),
+            all others are chosen, each among the measured grids. Stored scales count in a budget of bytes.
 
     Raises:
         BudgetError: no plan fits; says what the smallest possible one takes.
@@ -69,9 +76,17 @@ def allocate(
         LayerNameError: a name or pattern matches nothing.
     """
     request = make_request(budget, solver, objective, menu, lower, upper, fixed, fused)
-    request = replace(request, activations=activation_entries(profile.inventory, activations))
-    table = profile.table(predictor)
-    return solve(profile.inventory, table, request, objective, profile.data, profile.seed, profile.macs)
+    request = with_activations(request, profile, activations)
+    source = Source(profile.table(predictor), profile.data, profile.seed, profile.macs, profile.activations)
+    return solve(profile.inventory, source, request, objective)
+
+
+def with_activations(request: Request, profile: Profile, wanted: Activations | None) -> Request:
+    """Return the request with the activation grids that are given, and the activations to stay in float."""
+    measured = () if profile.activations is None else profile.activations.sites
+    operands = [name for name in measured if name not in profile.inventory.names]
+    given, in_float = activation_wishes(profile.inventory, wanted, operands)
+    return replace(request, activations=given, in_float=in_float)
 
 
 def make_request(
@@ -115,102 +130,42 @@ def resolve(plan: Plan, budget: Budget, objective: Objective | None = None, **ch
         changes["fixed"] = tuple(dict(changes["fixed"]).items())
     request = replace(old, budget=budget, objective=wanted if isinstance(wanted, str) else "custom", **changes)
     evidence = plan.evidence
-    return solve(plan.inventory, evidence.table, request, wanted, evidence.data, evidence.seed, evidence.macs)
+    source = Source(evidence.table, evidence.data, evidence.seed, evidence.macs, evidence.inputs)
+    return solve(plan.inventory, source, request, wanted)
 
 
-def solve(
+@dataclass(frozen=True)
+class Source:
+    """The part of a profile that one plan is solved from; attributes as those of `Evidence`."""
+
+    table: DamageTable
+    data: str = ""
+    seed: int = 0
+    macs: tuple[int, ...] = ()
+    inputs: ActivationTable | None = None
+
+
+def solve(inventory: Inventory, source: Source, request: Request, objective: Objective) -> Plan:
+    """Solve one request."""
+    choices = make_choices(inventory, source.table, request, source.inputs)
+    limits = linear_limits(inventory, choices, request, source.macs, source.inputs)
+    selection, optimality = solve_choices(inventory, choices, request, objective, tuple(each.cost for each in limits))
+    return plan_of(inventory, source, request, choices, selection, optimality)
+
+
+def plan_of(
     inventory: Inventory,
-    table: DamageTable,
+    source: Source,
     request: Request,
-    objective: Objective,
-    data: str = "",
-    seed: int = 0,
-    macs: tuple[int, ...] = (),
+    choices: Choices,
+    selection: tuple[int, ...],
+    optimality: Optimality,
 ) -> Plan:
-    """Solve one request on one damage table."""
-    choices = make_choices(inventory, table, request)
-    costs = tuple(limit.cost for limit in linear_limits(inventory, choices, request.budget, macs, request.activations))
-    selection, optimality = solve_choices(inventory, choices, request, objective, costs)
-    names = tuple(str(choices.grids[column]) for column in selection)
-    why = reasons(choices.damage, choices.bits, choices.groups, selection, choices.grids, inventory, table.unit)
-    return Plan(inventory, names, Evidence(table, request, optimality, why, data, seed, macs), request.activations)
-
-
-def make_choices(inventory: Inventory, table: DamageTable, request: Request) -> Choices:
-    """Lay out the damage and storage of every choice that the request allows."""
-    columns = list(table.grids)
-    if FLOAT not in columns:
-        columns.append(FLOAT)
-    grids = tuple(Grid.parse(name) for name in columns)
-    damage = np.full((len(inventory.sites), len(columns)), np.inf)
-    for row, site in enumerate(inventory.sites):
-        if site.name in table.sites:
-            damage[row, : len(table.grids)] = table.row(site.name)
-        else:
-            damage[row, columns.index(FLOAT)] = 0.0  # not measured: stays in float
-    _apply_constraints(inventory, damage, grids, request)
-    bits = np.array([[grid.storage(site.matrix_shape).total_bits for grid in grids] for site in inventory.sites])
-    index = {name: row for row, name in enumerate(inventory.names)}
-    groups = tuple(
-        tuple(index[name] for name in group)
-        for group in fused_groups(inventory.names, list(request.fused))
-        if len(group) > 1
-    )
-    return Choices(grids, damage, bits.astype(np.int64), groups)
-
-
-def _apply_constraints(
-    inventory: Inventory, damage: NDArray[np.float64], grids: tuple[Grid, ...], request: Request
-) -> None:
-    """Set to inf what menu, widths and fixed grids forbid; fixed layers are exempt from the rest."""
-    widths = np.array([grid.bits for grid in grids])
-    measured = [str(grid) for grid in grids]
-    free = np.ones(len(inventory.sites), bool)
-    index = {name: row for row, name in enumerate(inventory.names)}
-    for pattern, token in request.fixed:
-        allowed = _matching(token, grids)
-        if not allowed.any():
-            raise PlanError(f"{token!r} for '{pattern}' was not measured{suggest(str(token), measured)}; profile it")
-        for name in select(inventory.names, [pattern]):
-            row = index[name]
-            if str(token) == FLOAT:
-                damage[row, measured.index(FLOAT)] = 0.0
-            damage[row, ~allowed] = np.inf
-            free[row] = False
-    if request.menu is not None:
-        keep = np.logical_or.reduce([_matching(token, grids) for token in request.menu])
-        _require(damage, free, keep, f"the menu {list(request.menu)}", measured, inventory)
-    for limits, side in ((request.lower, np.less), (request.upper, np.greater)):
-        for pattern, width in limits:
-            rows = np.zeros(len(free), bool)
-            rows[[index[name] for name in select(inventory.names, [pattern])]] = True
-            _require(damage, free & rows, ~side(widths, width), f"the width limit {width:g}", measured, inventory)
-
-
-def _require(
-    damage: NDArray[np.float64],
-    rows: NDArray[np.bool_],
-    keep: NDArray[np.bool_],
-    what: str,
-    measured: list[str],
-    inventory: Inventory,
-) -> None:
-    """Forbid all but `keep` at `rows`; a measured row that loses its last choice is an error."""
-    rows = rows & np.isfinite(damage[:, : len(measured) - 1]).any(1)
-    damage[np.ix_(rows, ~keep)] = np.inf
-    stuck = rows & ~np.isfinite(damage).any(1)
-    if stuck.any():
-        name = inventory.names[int(np.argmax(stuck))]
-        raise PlanError(f"{what} leaves '{name}' no measured grid (measured: {', '.join(measured)})")
-
-
-def _matching(token: str | int, grids: tuple[Grid, ...]) -> NDArray[np.bool_]:
-    """Say which grids a menu entry means: a width means every integer grid of that width."""
-    text = str(token)
-    if text.isdigit():
-        return np.array([grid.bits == int(text) and str(grid) != FLOAT for grid in grids])
-    wanted = str(Grid.parse(text))
-    return np.array([str(grid) == wanted for grid in grids])
+    """Return the plan of a selection, with its evidence."""
+    names = tuple(str(grid) for grid in choices.layers(inventory, selection))
+    why = reasons(choices, selection, inventory, source.table.unit)
+    evidence = Evidence(source.table, request, optimality, why, source.data, source.seed, source.macs, source.inputs)
+    return Plan(inventory, names, evidence, choices.activations(selection, request.activations))
 
 
 def _limits(value: float | Mapping[str, float] | None) -> tuple[tuple[str, float], ...]:
@@ -224,78 +179,104 @@ def solve_choices(
 ) -> tuple[tuple[int, ...], Optimality]:
     """Solve; with a byte budget, reserve for the header until the file fits."""
     if request.budget.bytes is None:
-        solution = _solve(inventory, choices, request, objective, costs)
+        solution = _solve(choices, request, objective, costs)
         return _checked(solution, solution.lower_bound)
-    least = np.array([[least_bytes(site, grid) for grid in choices.grids] for site in inventory.sites], np.int64)
-    cheapest = choices.cheapest(least)
-    smallest = artifact_bytes(inventory, [choices.grids[column] for column in cheapest], request.activations)
-    if smallest > request.budget.bytes:
-        raise BudgetError(
-            f"a budget of {request.budget.bytes:,} bytes is below the smallest possible plan, which takes "
-            f"{smallest:,} bytes; raise the budget or allow narrower grids"
+    return _File(inventory, choices, request, objective, costs, request.budget.bytes).solve()
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """The problem of a plan whose file may take so many bytes."""
+
+    inventory: Inventory
+    choices: Choices
+    request: Request
+    objective: Objective
+    costs: tuple[Cost, ...]
+    budget: int
+
+    def solve(self) -> tuple[tuple[int, ...], Optimality]:
+        least = self.least(0)
+        cheapest = self.choices.cheapest(least)
+        smallest = self.size(cheapest)
+        if smallest > self.budget:
+            raise BudgetError(
+                f"a budget of {self.budget:,} bytes is below the smallest possible plan, which takes "
+                f"{smallest:,} bytes; raise the budget or allow narrower grids"
+            )
+        floor = int(least[np.arange(len(cheapest)), list(cheapest)].sum())
+        reserve = smallest - floor
+        relaxed = Cost("bytes", least, self.budget - max(reserve - self.header_slack(smallest), 0))
+        bound = self.within(relaxed).lower_bound
+        limit = floor + 1
+        while limit > floor:
+            limit = max(self.budget - reserve, floor)
+            try:
+                solution = self.within(Cost("bytes", least, limit))
+            except BudgetError:  # the reserve was too large for what the other limits leave
+                break
+            size = self.size(solution.selection)
+            if size <= self.budget:
+                return _checked(solution, bound)
+            reserve += size - self.budget
+        return _checked(self.solve_by_likely_bytes(), bound)
+
+    def size(self, selection: Sequence[int] | NDArray[np.int64]) -> int:
+        """Return the bytes of the whole file."""
+        selection = tuple(int(column) for column in selection)
+        activations = self.choices.activations(selection, self.request.activations)
+        return artifact_bytes(self.inventory, self.choices.layers(self.inventory, selection), activations)
+
+    def within(self, limit: Cost) -> Solution:
+        return _solve(self.choices, self.request, self.objective, (*self.costs, limit))
+
+    def least(self, digits: int) -> NDArray[np.int64]:
+        """Return what every choice adds to the file at least, with so many digits for the offsets of each tensor."""
+        period, sites = self.choices.period, self.inventory.sites
+        own = np.zeros((len(self.choices.rows), period), np.int64)
+        own[: len(sites)] = [
+            [least_bytes(site, grid) + digits * len(site_entries(site, grid)) for grid in self.choices.grids[:period]]
+            for site in sites
+        ]
+        entering = np.array([least_activation_bytes(name) for name in self.choices.inputs], np.int64)
+        return np.tile(own, (1, len(entering) // period)) + entering
+
+    def solve_by_likely_bytes(self) -> Solution:
+        """Solve with as many digits for every offset as the whole file has, where one digit each led nowhere.
+
+        Choices of more tensors (scales, zero points) then count what they add to the header.
+        """
+        likely = self.least(2 * (len(str(self.budget)) - 1))
+        floor = self.choices.least(likely)
+        limit = self.budget - (self.size(self.choices.cheapest(likely)) - floor) + 8
+        while limit >= floor:
+            solution = self.within(Cost("bytes", likely, limit))
+            if self.size(solution.selection) <= self.budget:
+                return solution
+            limit = min(limit, int(likely[np.arange(len(likely)), solution.selection].sum())) - 1
+        raise BudgetError(f"no plan was found within {self.request.budget} at once; raise one of the limits")
+
+    def header_slack(self, smallest: int) -> int:
+        """Return how many bytes any plan's header may be shorter than the smallest plan's, its own entries apart.
+
+        Where all choices of a site store the same tensors but for the length of the codes (which come last in the
+        file), every offset is at least that of the smallest plan, and only the padding to 8 bytes may differ.
+        Otherwise any offset may have as little as one digit, and the tensors of static scales may not be there at all.
+        """
+        choices, digits = self.choices, len(str(smallest)) - 1
+        allowed = np.isfinite(choices.damage)
+        columns = np.arange(allowed.shape[1]) % choices.period
+        alike = all(
+            len({_tensors(site, choices.grids[column]) for column in set(columns[row].tolist())}) == 1
+            for site, row in zip(self.inventory.sites, allowed, strict=False)
         )
-    rows = np.arange(len(cheapest))
-    reserve = smallest - int(least[rows, list(cheapest)].sum())
-    slack = _header_slack(inventory, choices, smallest)
-    relaxed = Cost("bytes", least, request.budget.bytes - max(reserve - slack, 0))
-    bound = _solve(inventory, choices, request, objective, (*costs, relaxed)).lower_bound
-    floor = int(least[rows, list(cheapest)].sum())
-    limit = floor + 1
-    while limit > floor:
-        limit = max(request.budget.bytes - reserve, floor)
-        try:
-            solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", least, limit)))
-        except BudgetError:  # the reserve was too large for what the other limits leave
-            break
-        size = artifact_bytes(inventory, [choices.grids[column] for column in solution.selection], request.activations)
-        if size <= request.budget.bytes:
-            return _checked(solution, bound)
-        reserve += size - request.budget.bytes
-    return _checked(_solve_by_likely_bytes(inventory, choices, request, objective, costs), bound)
-
-
-def _solve_by_likely_bytes(
-    inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
-) -> Solution:
-    """Solve with as many digits for every offset as the whole file has, where one digit each led nowhere.
-
-    Choices of more tensors (scales, zero points) then count what they add to the header.
-    """
-    assert request.budget.bytes is not None
-    digits = 2 * (len(str(request.budget.bytes)) - 1)
-    likely = np.array(
-        [
-            [least_bytes(site, grid) + digits * len(site_entries(site, grid)) for grid in choices.grids]
-            for site in inventory.sites
-        ],
-        np.int64,
-    )
-    smallest = choices.cheapest(likely)
-    real = artifact_bytes(inventory, [choices.grids[column] for column in smallest], request.activations)
-    floor = choices.least(likely)
-    limit = request.budget.bytes - (real - floor) + 8
-    while limit >= floor:
-        solution = _solve(inventory, choices, request, objective, (*costs, Cost("bytes", likely, limit)))
-        grids = [choices.grids[column] for column in solution.selection]
-        if artifact_bytes(inventory, grids, request.activations) <= request.budget.bytes:
-            return solution
-        limit = min(limit, int(likely[np.arange(len(likely)), solution.selection].sum())) - 1
-    raise BudgetError(f"no plan was found within {request.budget} at once; raise one of the limits")
-
-
-def _header_slack(inventory: Inventory, choices: Choices, smallest: int) -> int:
-    """Return how many bytes any plan's header may be shorter than the smallest plan's, its own entries apart.
-
-    Where all choices of a site store the same tensors but for the length of the codes (which come last in the
-    file), every offset is at least that of the smallest plan, and only the padding to 8 bytes may differ.
-    Otherwise any offset may have as little as one digit.
-    """
-    alike = all(
-        len({_tensors(site, grid) for grid, damage in zip(choices.grids, row, strict=True) if np.isfinite(damage)}) == 1
-        for site, row in zip(inventory.sites, choices.damage, strict=True)
-    )
-    digits = 0 if alike else 2 * (len(str(smallest)) - 1)
-    return 7 + digits * (len(inventory.others) + 3 * len(inventory.sites) + 2)  # two for scales of activations
+        static = np.array([least_activation_bytes(name) - len(name or "") for name in choices.inputs])
+        steady = all(len(set(static[row].tolist())) == 1 for row in allowed)
+        entries = activation_tensors((("", "int8"),)) if not steady else ()
+        absent = sum(len(entry.name) + len(str(len(allowed))) + 60 for entry in entries)
+        if alike and steady:
+            return 7
+        return 7 + 2 * digits * (len(self.inventory.others) + 3 * len(self.inventory.sites) + 2) + absent
 
 
 def _tensors(site: Site, grid: Grid) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -306,16 +287,15 @@ def _tensors(site: Site, grid: Grid) -> tuple[tuple[str, tuple[int, ...]], ...]:
     )
 
 
-def _solve(
-    inventory: Inventory, choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]
-) -> Solution:
+def _solve(choices: Choices, request: Request, objective: Objective, costs: tuple[Cost, ...]) -> Solution:
     problem = Problem(
         damage=choices.damage,
         costs=costs,
         groups=choices.groups,
-        weights=np.array([site.weights for site in inventory.sites]),
-        widths=np.array([grid.bits for grid in choices.grids]),
+        weights=choices.weights,
+        widths=choices.widths,
         objective=cast(SolverObjective, objective),  # the problem checks the name
+        names=choices.rows,
     )
     return SOLVERS[request.solver](problem)
 

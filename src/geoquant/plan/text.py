@@ -35,17 +35,23 @@ def plan_text(plan: Plan) -> str:
         rows.append([site.name, f"{site.weights:,}", name, bits, f"{cost.bytes:,}", shown])
     if plan.activations:
         _add_activations_(rows, plan)
-    lines = [align(rows, (False, True, False, True, True, True, False)[: len(rows[0])]), "", summary(plan)]
+    lines = [align(rows, (False, True, False, True, True, True, False, True)[: len(rows[0])]), "", summary(plan)]
     return "\n".join(lines)
 
 
 def _add_activations_(rows: list[list[str]], plan: Plan) -> None:
-    """Add a column with the grid of each layer's input, and a row per operand of an operation."""
-    grids = dict(plan.activations)
-    rows[0].append("input")
+    """Add columns with the grid of each layer's input and its damage where known, and a row per operand."""
+    grids, damages = dict(plan.activations), plan.input_damages
+    known = any(damage is not None for damage in damages.values())
+
+    def cells(name: str) -> list[str]:
+        damage = damages.get(name)
+        return [grids.pop(name, ""), *([f"{damage:.2e}" if damage is not None else ""] if known else [])]
+
+    rows[0] += ["input", *(["its damage"] if known else [])]
     for row, name in zip(rows[1:], plan.inventory.names, strict=True):
-        row.append(grids.pop(name, ""))
-    rows += [[name, "", "", "", "", "", grid] for name, grid in grids.items()]
+        row += cells(name)
+    rows += [[name, "", "", "", "", "", *cells(name)] for name in list(grids)]
 
 
 def summary(plan: Plan) -> str:
@@ -53,6 +59,8 @@ def summary(plan: Plan) -> str:
     text = f"{plan.average_bits:.4f} average bits, {plan.bytes:,} bytes on disk"
     if plan.activations:
         text += f", {len(plan.activations)} quantized activations"
+        if plan.average_activation_bits is not None:
+            text += f" of {plan.average_activation_bits:.4f} average bits"
     if plan.evidence is None:
         return text
     evidence = plan.evidence

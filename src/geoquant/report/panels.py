@@ -112,9 +112,13 @@ def curves_panel(profile: Profile) -> Panel:
         f"Lines of {len(table.sites)} layers. Summed over layers, {table.predictor} goes from "
         f"{quantity(sums[0])} at {first} to {quantity(sums[1])} at {last} ({unit_text(table.unit)}).",
         damage_curves(profile),
-        tuple(tables.damage_table(each) for each in profile.tables),
+        (*(tables.damage_table(each) for each in profile.tables), *_inputs(profile)),
         layers=table.sites,
     )
+
+
+def _inputs(profile: Profile) -> tuple[tables.Table, ...]:
+    return () if profile.activations is None else (tables.input_damage_table(profile.activations.damages),)
 
 
 def pareto_panel(points: Sequence[Point], float_point: Point | None) -> Panel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from geoquant.grids import ActivationGrid
 from geoquant.plan import Plan
 from geoquant.report.axes import by_width
 from geoquant.report.labels import duration, measured, percent, plan_labels, quantity, unit_text
@@ -48,12 +49,13 @@ def number_cell(value: float | None, text: str) -> Cell:
 
 def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
     """Compare the plans: size, predicted objective, how far from optimal at most."""
-    rows = []
+    rows, quantized = [], any(plan.activations for plan in plans)
     for label, plan in zip(plan_labels(plans), plans, strict=True):
         evidence = plan.evidence
         row = [
             Cell(label),
             number_cell(plan.average_bits, f"{plan.average_bits:.4f}"),
+            *((_activation_cell(plan),) if quantized else ()),
             number_cell(plan.bytes, f"{plan.bytes:,}"),
             number_cell(plan.bytes / float_bytes, percent(plan.bytes / float_bytes)),
         ]
@@ -71,6 +73,7 @@ def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
     columns = (
         "plan",
         "average bits",
+        *(("activation bits",) if quantized else ()),
         "bytes",
         "of float",
         "evidence + solver",
@@ -78,13 +81,30 @@ def plans_table(plans: Sequence[Plan], float_bytes: int) -> Table:
         "predicted",
         "gap to the proven bound",
     )
-    return Table("Size and predicted damage", columns, (False, True, True, True, False, False, True, True), tuple(rows))
+    numeric = (False, True, *((True,) if quantized else ()), True, True, False, False, True, True)
+    return Table("Size and predicted damage", columns, numeric, tuple(rows))
+
+
+def _activation_cell(plan: Plan) -> Cell:
+    """Average bits of the measured activations; without a measurement, how many are quantized."""
+    average = plan.average_activation_bits
+    if not plan.activations:
+        return number_cell(None, "float")
+    return number_cell(average, f"{len(plan.activations)} given" if average is None else f"{average:.4f}")
 
 
 def plan_table(plan: Plan, label: str) -> Table:
-    """List the layers of one plan: grid, stored bits, bytes, predicted damage, reason."""
+    """List the layers of one plan: grids of weights and input, stored bits, bytes, damages, reason; then operands."""
     reasons = plan.evidence.reasons if plan.evidence is not None else ("",) * len(plan.names)
-    rows = []
+    grids, damages = dict(plan.activations), plan.input_damages
+
+    def entering(name: str) -> tuple[Cell, ...]:
+        if not plan.activations:
+            return ()
+        damage = damages.get(name)
+        return Cell(grids.pop(name, "float")), number_cell(damage, quantity(damage))
+
+    rows: list[tuple[Cell, ...]] = []
     for site, name, cost, damage, reason in zip(
         plan.inventory.sites, plan.names, plan.costs, plan.damages, reasons, strict=True
     ):
@@ -97,12 +117,16 @@ def plan_table(plan: Plan, label: str) -> Table:
                 number_cell(bits, f"{bits:.2f}"),
                 number_cell(cost.bytes, f"{cost.bytes:,}"),
                 number_cell(damage, quantity(damage)),
+                *entering(site.name),
                 Cell(reason),
             )
         )
+    rows += [(Cell(name), *(Cell("–"),) * 5, *entering(name), Cell("")) for name in list(grids)]
     unit = "" if plan.evidence is None else f" ({unit_text(plan.evidence.table.unit)})"
-    columns = ("layer", "weights", "grid", "bits", "bytes", f"damage{unit}", "why")
-    return Table(f"Layers of the plan “{label}”", columns, (False, True, False, True, True, True, False), tuple(rows))
+    inputs = ("input", f"its damage{unit}") if plan.activations else ()
+    columns = ("layer", "weights", "grid", "bits", "bytes", f"damage{unit}", *inputs, "why")
+    right = (False, True, False, True, True, True, *(False, True)[: len(inputs)], False)
+    return Table(f"Layers of the plan “{label}”", columns, right, tuple(rows))
 
 
 def bits_table(plans: Sequence[Plan]) -> Table:
@@ -117,13 +141,21 @@ def bits_table(plans: Sequence[Plan]) -> Table:
 
 def damage_table(table: DamageTable) -> Table:
     """Show damage and standard error of every layer on every grid, by one predictor."""
-    order = by_width(table.grids)
+    return _damages(table, by_width(table.grids), "layer", f"{table.predictor}: {unit_text(table.unit)}")
+
+
+def input_damage_table(table: DamageTable) -> Table:
+    """Show damage and standard error of every activation on every activation grid."""
+    order = sorted(range(len(table.grids)), key=lambda column: ActivationGrid.parse(table.grids[column]).bits)
+    return _damages(table, order, "input", f"{table.predictor}, inputs: {unit_text(table.unit)}")
+
+
+def _damages(table: DamageTable, order: Sequence[int], first: str, caption: str) -> Table:
     rows = []
     for site, damage, stderr in zip(table.sites, table.damage, table.stderr, strict=True):
         texts = (quantity(damage[j]) + (f" ± {quantity(stderr[j])}" if stderr[j] else "") for j in order)
         rows.append((Cell(site), *(number_cell(damage[j], text) for j, text in zip(order, texts, strict=True))))
-    columns = ("layer", *(table.grids[j] for j in order))
-    caption = f"{table.predictor}: {unit_text(table.unit)}"
+    columns = (first, *(table.grids[j] for j in order))
     return Table(caption, columns, (False, *(True,) * len(order)), tuple(rows))
 
 

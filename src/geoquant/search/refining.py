@@ -40,7 +40,7 @@ class Evaluated:
     """One plan that was deployed and measured.
 
     Attributes:
-        names: the grid of each site.
+        names: the grid of each site, then ``site=grid`` for each activation (`Plan.key`).
         kl: divergence from the float model, nats per prediction.
         change: the same minus the plan's that was current then; negative is better.
         stderr: of that change; samples are paired.
@@ -197,14 +197,14 @@ class _Run:
 
     def _entry(self, columns: Columns, values: Floats, change: float, stderr: float, accepted: bool) -> Evaluated:
         kl = float(np.average(values, weights=self._divergence.weights))
-        return Evaluated(self._near.bare(columns).names, kl, change, stderr, self._radius, accepted)
+        return Evaluated(self._near.bare(columns).key, kl, change, stderr, self._radius, accepted)
 
     def _evaluate(self, columns: Columns) -> Floats:
         plan = self._near.bare(columns)
-        known = self._record.find(plan.names)
+        known = self._record.find(plan.key)
         if known is None:
             known = self._divergence.of(self._deploy(plan))
-            self._record.add(plan.names, known)
+            self._record.add(plan.key, known)
         return known
 
 

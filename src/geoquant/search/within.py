@@ -22,7 +22,8 @@ from geoquant.data import collect
 from geoquant.errors import GeoquantError
 from geoquant.models import Forward, batch_size
 from geoquant.plan import Budget, Plan, allocate
-from geoquant.plan.solving import make_choices, make_request
+from geoquant.plan.choices import make_choices
+from geoquant.plan.solving import make_request
 from geoquant.progress import task
 from geoquant.search.samples import Deploy, Floats, Metric, check_disjoint, pipeline, scores
 from geoquant.sensitivity import Profile
@@ -91,6 +92,7 @@ def allocate_within(
     tolerance: float = 0.05,
     attempts: int = 4,
     forward: Forward | None = None,
+    average_activation_bits: float | None = None,
     **constraints: Any,
 ) -> Within:
     """Find the smallest plan whose metric drops by no more than `drop`, and certify it on other data.
@@ -108,8 +110,10 @@ def allocate_within(
         tolerance: average bits at which bisection stops, and the first step up after a failed certificate.
         attempts: how many plans may be put to the certificate.
         forward: how to call the model.
+        average_activation_bits: limit on chosen activations, the same for all plans that are tried (see `Budget`);
+            the search is over the bits of the weights. Without it activations stay in float unless they are given.
         constraints: further arguments of `allocate`: ``predictor``, ``menu``, ``lower``, ``upper``, ``fixed``,
-            ``fused``.
+            ``fused``, ``activations``. Static activation grids need a `deploy` with calibration data.
 
     Raises:
         DataError: no data, or samples of the search among those for the certificate.
@@ -122,7 +126,8 @@ def allocate_within(
         )
     chosen, held_out = collect(selection), collect(certification)
     check_disjoint(chosen, held_out)
-    search = _Search(model, profile, chosen, metric, deploy or pipeline(model), forward, constraints)
+    limits = {"average_activation_bits": average_activation_bits}
+    search = _Search(model, profile, chosen, metric, deploy or pipeline(model), forward, limits, constraints)
     alpha = (1 - confidence) / attempts
     search.allow(drop, math.log(1 / alpha), sum(batch_size(batch) for batch in held_out))
     plan = search.bisect(tolerance)
@@ -149,11 +154,12 @@ class _Search:
         metric: Metric,
         deploy: Deploy,
         forward: Forward | None,
+        limits: dict[str, Any],
         constraints: dict[str, Any],
     ) -> None:
         self.deploy, self.trials = deploy, list[Trial]()
         self._profile, self._batches, self._metric, self._forward = profile, batches, metric, forward
-        self._constraints = constraints
+        self._limits, self._constraints = limits, constraints
         self._before = np.concatenate(list(scores(model, batches, metric, forward)))
         self._seen: dict[tuple[str, ...], Trial] = {}
         self._drop, self._log, self._samples = 0.0, 0.0, 1
@@ -181,7 +187,7 @@ class _Search:
 
     def larger(self, plan: Plan, step: float) -> Plan | None:
         """Return a plan of `step` more average bits at least; None when there is none."""
-        if plan.names == (most := self._plan(math.inf)).names:
+        if plan.key == (most := self._plan(math.inf)).key:
             return None
         while True:
             found = self._plan(plan.average_bits + step)
@@ -192,7 +198,8 @@ class _Search:
             step *= 2
 
     def _plan(self, average_bits: float) -> Plan:
-        return allocate(self._profile, Budget(average_bits=min(average_bits, 64.0)), **self._constraints)
+        budget = Budget(average_bits=min(average_bits, 64.0), **self._limits)
+        return allocate(self._profile, budget, **self._constraints)
 
     def _least(self) -> float:
         """Return the average bits of the smallest plan that the constraints allow."""
@@ -204,12 +211,12 @@ class _Search:
         return choices.least(choices.bits) / inventory.weights
 
     def _try(self, plan: Plan) -> Trial:
-        if plan.names not in self._seen:
+        if plan.key not in self._seen:
             after = np.concatenate(list(scores(self.deploy(plan), self._batches, self._metric, self._forward)))
             trial = self._weigh(plan, self._before - after)
-            self._seen[plan.names] = trial
+            self._seen[plan.key] = trial
             self.trials.append(trial)
-        return self._seen[plan.names]
+        return self._seen[plan.key]
 
     def _weigh(self, plan: Plan, changes: Floats) -> Trial:
         """Expect of the certificate what its bound comes to on samples like these (empirical Bernstein's form)."""
