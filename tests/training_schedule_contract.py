@@ -77,7 +77,7 @@ class ScheduleContract:
         model, precision = run(schedule, image_batches(2))
         before = {name: value.clone() for name, value in model.state_dict().items()}
         gradients = [parameter.grad.clone() for parameter in model.parameters()]
-        precision._measure(schedule.needs)
+        precision.measure(schedule.needs)
         schedule.propose(precision.moment())
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
         for gradient, parameter in zip(gradients, model.parameters(), strict=True):

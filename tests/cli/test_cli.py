@@ -217,7 +217,7 @@ def test_weights_need_a_normalization(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["profile"], ["allocate"], ["quantize"], ["evaluate"], ["report"], ["demo"], ["plan"]]
+    "command", [[], ["profile"], ["allocate"], ["quantize"], ["evaluate"], ["report"], ["train"], ["demo"], ["plan"]]
 )
 def test_help_teaches(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, *command, "--help")

@@ -146,6 +146,15 @@ class AdaptivePrecision:
             self._facts.initial,
         )
 
+    def measure(self, agenda: frozenset[str]) -> None:
+        """Measure now what is on `agenda` (see `Schedule.agenda`); the next `moment` knows it."""
+        if CURVATURE in agenda:
+            columns = self._meter.curvature(WHOLE in agenda or self._facts.coupling is None)
+            self._facts.set_curvature({j: agreed(column) for j, column in columns.items()})
+        if NOISE in agenda:
+            exact, rows = self._meter.noise(whole=self._facts.noise is None)
+            self._facts.set_noise(agreed(exact), {j: agreed(row) for j, row in rows.items()})
+
     @contextmanager
     def float32(self) -> Iterator[None]:
         """Compute in float32 for a while, uncounted, as for a measurement of one's own."""
@@ -211,9 +220,11 @@ class AdaptivePrecision:
             self._round_state()
         self.step += 1
         agenda = self.schedule.agenda(self.step, self.steps_per_epoch)
-        self._measure(agenda)
+        self.measure(agenda)
         if DECIDE in agenda:
-            self._assign(self.schedule.propose(self.moment()), "decision")
+            moment = self.moment()
+            self.log.see(self.step, {name: [one.gradient_norm, one.curvature] for name, one in moment.layers.items()})
+            self._assign(self.schedule.propose(moment), "decision")
 
     def _round_state(self) -> None:
         groups = {p: group for group in self.optimizer.param_groups for p in group["params"]}
@@ -223,14 +234,6 @@ class AdaptivePrecision:
                 flops = flops_per_weight(self.optimizer, groups[weight]) * weight.numel()
                 layer.count.update(flops, layer.precision)
                 round_state_(weight, self.optimizer.state[weight], layer.precision, self.update, self._shared)
-
-    def _measure(self, agenda: frozenset[str]) -> None:
-        if CURVATURE in agenda:
-            columns = self._meter.curvature(WHOLE in agenda or self._facts.coupling is None)
-            self._facts.set_curvature({j: agreed(column) for j, column in columns.items()})
-        if NOISE in agenda:
-            exact, rows = self._meter.noise(whole=self._facts.noise is None)
-            self._facts.set_noise(agreed(exact), {j: agreed(row) for j, row in rows.items()})
 
     def _assign(self, proposals: dict[str, Proposal], occasion: str) -> None:
         for name, proposal in proposals.items():

@@ -7,6 +7,8 @@ from typing import Any
 
 from geoquant.training.precision import LayerPrecision
 
+APART = 25  # steps between facts that are kept
+
 
 @dataclass(frozen=True)
 class Change:
@@ -33,18 +35,37 @@ class Change:
 
 @dataclass
 class Log:
-    """The changes of precision of a run, in order, and the steps that were left out for NaN or Inf."""
+    """What happened in a run.
+
+    Attributes:
+        changes: of precision, in order.
+        anomalies: the steps that were left out for NaN or Inf.
+        seen: at decisions: the step, and per layer the gradient norm and the curvature (None where not measured).
+    """
 
     changes: list[Change] = field(default_factory=list)
     anomalies: list[int] = field(default_factory=list)
+    seen: list[tuple[int, dict[str, list[float | None]]]] = field(default_factory=list)
+
+    def see(self, step: int, facts: dict[str, list[float | None]]) -> None:
+        """Keep the facts of a decision, unless the last kept ones are of a moment ago.
+
+        >>> log = Log()
+        >>> [log.see(step, {}) for step in (1, 2, 30)] and [step for step, _ in log.seen]
+        [1, 30]
+        """
+        if not self.seen or step - self.seen[-1][0] >= APART:
+            self.seen.append((step, facts))
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"changes": [asdict(change) for change in self.changes], "anomalies": list(self.anomalies)}
+        changes = [asdict(change) for change in self.changes]
+        return {"changes": changes, "anomalies": list(self.anomalies), "seen": [list(one) for one in self.seen]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up where `state_dict` was."""
         self.anomalies = list(state["anomalies"])
+        self.seen = [(step, values) for step, values in state["seen"]]
         self.changes = [
             Change(
                 one["step"],

@@ -13,6 +13,9 @@ from geoquant.models.zoo import ZOO, digits_cnn, mlp3_mnist, resnet18_imagenet, 
 
 INPUTS = {
     "digits_cnn": torch.zeros(2, 1, 8, 8),
+    "few_bits_cnn2": torch.zeros(2, 1, 28, 28),
+    "few_bits_cnn4": torch.zeros(2, 1, 28, 28),
+    "few_bits_resnet": torch.zeros(2, 3, 32, 32),
     "mlp3_mnist": torch.zeros(2, 1, 28, 28),
     "resnet18_imagenet": torch.zeros(1, 3, 64, 64),
     "resnet20_cifar10": torch.zeros(2, 3, 32, 32),
