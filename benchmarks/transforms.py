@@ -1,7 +1,8 @@
 r"""What transforms are worth: a small Llama at 4, 3 and 2 bits and with rounded activations, a ResNet-20 at W4A4.
 
-    python benchmarks/transforms.py --checkpoint stories260K --text tinystories/v2_train_head.txt \
-        --held-out tinystories/v1_valid_head.txt --weights cifar10_resnet20.safetensors
+    python benchmarks/transforms.py llama --checkpoint stories260K --text tinystories/v2_train_head.txt \
+        --held-out tinystories/v1_valid_head.txt
+    python benchmarks/transforms.py resnet --weights cifar10_resnet20.safetensors
 
 The options default to these names in $GEOQUANT_WEIGHTS_DIR and $GEOQUANT_DATA_DIR; the ResNet needs CIFAR-10.
 
@@ -20,25 +21,27 @@ import copy
 import os
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from common import parser, write_results
+from common import RESULTS, parser, write_results
 from geoquant.cli.inputs import Normalize, read_batches, read_model
 from geoquant.evaluation import evaluate
 from geoquant.models import fold_batch_norm
 from geoquant.plan import Plan, uniform_plan
 from geoquant.progress import shown
 from geoquant.quantize import quantize
-from geoquant.transforms import untie_
+from geoquant.transforms import transform, untie_
 
 RESNET = "geoquant.models.zoo:resnet20_cifar10"
 ENDS = {"re:.*(embed_tokens|lm_head)": "int8"}
-TIED: dict[str, tuple[str, ...]] = {"none": (), "absorb": ("absorb",), "awq": ("awq",), "smoothquant": ("smoothquant",)}
-UNTIED = {**TIED, "hadamard": ("hadamard",), "hadamard, awq": ("hadamard", "awq")}
+TIED: dict[str, tuple[str, ...]] = {"none": (), "absorb": ("absorb",), "awq": ("awq",)}
+UNTIED = {"none": (), "awq": ("awq",), "hadamard": ("hadamard",), "hadamard, awq": ("hadamard", "awq")}
+SMOOTH = {"none": (), "smoothquant": ("smoothquant",)}
 WEIGHTS = ("int4", "int3", "int2")
 BOTH = {"W8A8": ("int8", "int8"), "W4A8": ("int4", "int8"), "W4A4 per token": ("int4", "int4:token")}
 
@@ -48,71 +51,84 @@ def place(variable: str, *parts: str) -> Path | None:
     return Path(os.environ[variable], *parts) if variable in os.environ else None
 
 
-def llama_cases(
-    model: nn.Module, untied: nn.Module, quick: bool
-) -> Iterator[tuple[dict[str, str], nn.Module, Plan, tuple[str, ...]]]:
-    """Yield the labels of each case, the float model, its plan, and its transforms."""
+@dataclass(frozen=True)
+class Case:
+    """One float model, its plan, and what rewrites it before it is rounded."""
+
+    head: str
+    grid: str
+    transforms: str
+    model: nn.Module
+    plan: Plan
+    names: tuple[str, ...]
+    roundings: tuple[str, ...]
+
+
+def llama_cases(model: nn.Module, quick: bool) -> Iterator[Case]:
+    """Yield every case of the Llama."""
+    untied = copy.deepcopy(model)
+    untie_(untied)
     for head, net, transforms in (("tied", model, TIED), ("untied", untied, UNTIED)):
         for grid in WEIGHTS[: 1 if quick else None]:
             plan = uniform_plan(net, grid, ENDS)
-            for rounding in ("nearest", "gptq"):
-                for name, chosen in transforms.items():
-                    if name != "smoothquant":
-                        labels = {"head": head, "grid": grid, "rounding": rounding, "transforms": name}
-                        yield labels, net, plan, chosen
+            for name, names in transforms.items():
+                yield Case(head, grid, name, net, plan, names, ("nearest", "gptq"))
+        rotated = {"hadamard": ("hadamard",)} if head == "untied" else {}
         for label, (weights, inputs) in list(BOTH.items())[: 1 if quick else None]:
             plan = uniform_plan(net, weights, ENDS, activations={"re:.*": inputs, "re:.*embed_tokens": "none"})
-            for name, chosen in transforms.items():
-                yield {"head": head, "grid": label, "rounding": "gptq", "transforms": name}, net, plan, chosen
+            for name, names in {**SMOOTH, **rotated}.items():
+                yield Case(head, label, name, net, plan, names, ("gptq",))
 
 
-def measure_llama(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Measure every case of the Llama."""
+def measure_llama(arguments: argparse.Namespace) -> None:
+    """Measure every case of the Llama; write what is there after each calibration set."""
     model = read_model(str(arguments.checkpoint), None)
     held_out = read_batches(str(arguments.held_out), "test", None, None, 8, arguments.windows, model=model)
     exact = evaluate(model, held_out)
     print("llama float", exact, flush=True)
-    calibration = [
-        read_batches(str(arguments.text), "train", None, None, 8, arguments.rows, seed, model, 256)
-        for seed in range(arguments.seeds)
-    ]
-    untied = copy.deepcopy(model)
-    untie_(untied)
-    rows = []
-    for labels, net, plan, transforms in llama_cases(model, untied, arguments.quick):
-        losses = []
-        looks = labels["rounding"] != "nearest" or "awq" in transforms
-        for seed, batches in enumerate(calibration[: None if looks else 1]):
-            done = quantize(
-                net, plan, batches, rounding=labels["rounding"], norms="none", transforms=transforms, seed=seed
-            )
-            losses.append(evaluate(done, held_out).cross_entropy.value)
-        rows.append({**labels, "bytes": plan.bytes, **summary("loss", losses, 4)})
-        print(rows[-1], flush=True)
-    return {"float": exact.cross_entropy.value, "tokens": exact.predictions, "rows": rows}
+    found: dict[tuple[str, ...], tuple[int, list[float]]] = {}
+    result: dict[str, Any] = {"float": round(exact.cross_entropy.value, 4), "tokens": exact.predictions}
+    for seed in range(arguments.seeds):
+        batches = read_batches(str(arguments.text), "train", None, None, 8, arguments.rows, seed, model, 256)
+        for case in llama_cases(model, arguments.quick):
+            base = transform(case.model, case.names, batches, case.plan, seed=seed)
+            for rounding in case.roundings:
+                done = quantize(base, case.plan, batches, rounding=rounding, norms="none", seed=seed)
+                loss = evaluate(done, held_out).cross_entropy.value
+                key = (case.head, case.grid, rounding, case.transforms)
+                found.setdefault(key, (case.plan.bytes, []))[1].append(loss)
+                print(seed, *key, round(loss, 4), sep="; ", flush=True)
+        names = ("head", "grid", "rounding", "transforms")
+        result["rows"] = [
+            {**dict(zip(names, key, strict=True)), "bytes": size, **summary("loss", losses, 4)}
+            for key, (size, losses) in found.items()
+        ]
+        write_results(arguments, result)
 
 
-def measure_resnet(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_resnet(arguments: argparse.Namespace) -> None:
     """Measure the ResNet-20 with and without equalisation, batch norms as they are and folded."""
     plain = read_model(RESNET, arguments.weights)
     test = read_batches("cifar10", "test", Normalize.imagenet, arguments.weights, 250, arguments.test_images)
     nets = {"as they are": plain, "folded": fold_batch_norm(plain)}
-    rows = []
-    for norms, net in nets.items():
-        for grid in ("int4", "int4:tensor")[: 1 if arguments.quick else None]:
-            plan = uniform_plan(net, grid, activations={"re:[^:]*": "int4:affine", "conv1": "int8:affine"})
-            for name, transforms in {"none": (), "equalize": ("equalize",)}.items():
-                found = []
-                for seed in range(arguments.seeds):
-                    batches = read_batches(
-                        "cifar10", "train", Normalize.imagenet, arguments.weights, 128, arguments.images, seed
-                    )
-                    done = quantize(net, plan, batches, transforms=transforms, seed=seed)
-                    found.append(100 * evaluate(done, test).accuracy.value)
-                labels = {"norms": norms, "grid": grid, "transforms": name, "bytes": plan.bytes}
-                rows.append({**labels, **summary("accuracy", found, 2)})
-                print(rows[-1], flush=True)
-    return {"rows": rows}
+    found: dict[tuple[str, ...], tuple[int, list[float]]] = {}
+    result: dict[str, Any] = {"float": round(100 * evaluate(plain, test).accuracy.value, 2)}
+    for seed in range(arguments.seeds):
+        batches = read_batches("cifar10", "train", Normalize.imagenet, arguments.weights, 128, arguments.images, seed)
+        for norms, net in nets.items():
+            for grid in ("int4", "int4:tensor")[: 1 if arguments.quick else None]:
+                plan = uniform_plan(net, grid, activations={"re:[^:]*": "int4:affine", "conv1": "int8:affine"})
+                for name in ("none", "equalize"):
+                    done = quantize(net, plan, batches, transforms=() if name == "none" else name, seed=seed)
+                    accuracy = 100 * evaluate(done, test).accuracy.value
+                    found.setdefault((norms, grid, name), (plan.bytes, []))[1].append(accuracy)
+                    print(seed, norms, grid, name, round(accuracy, 2), sep="; ", flush=True)
+        names = ("norms", "grid", "transforms")
+        result["rows"] = [
+            {**dict(zip(names, key, strict=True)), "bytes": size, **summary("accuracy", values, 2)}
+            for key, (size, values) in found.items()
+        ]
+        write_results(arguments, result)
 
 
 def summary(name: str, values: list[float], digits: int) -> dict[str, float]:
@@ -123,27 +139,26 @@ def summary(name: str, values: list[float], digits: int) -> dict[str, float]:
 
 def main() -> None:
     made = parser(__doc__ or "", "transforms")
+    made.add_argument("part", choices=("llama", "resnet"))
     made.add_argument("--checkpoint", type=Path, default=place("GEOQUANT_WEIGHTS_DIR", "stories260K"))
     made.add_argument("--text", type=Path, default=place("GEOQUANT_DATA_DIR", "tinystories", "v2_train_head.txt"))
     made.add_argument("--held-out", type=Path, default=place("GEOQUANT_DATA_DIR", "tinystories", "v1_valid_head.txt"))
     made.add_argument("--weights", type=Path, default=place("GEOQUANT_WEIGHTS_DIR", "cifar10_resnet20.safetensors"))
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
     made.add_argument("--rows", type=int, default=32, help="calibration windows of 256 tokens")
-    made.add_argument("--windows", type=int, default=40, help="evaluation windows of 512 tokens")
+    made.add_argument("--windows", type=int, default=24, help="evaluation windows of 512 tokens")
     made.add_argument("--images", type=int, default=512, help="calibration images")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
-    made.add_argument("--only", choices=("llama", "resnet"), default=None, help="one half only; nothing is written")
     made.add_argument("--quick", action="store_true", help="one grid, one seed and little data, to see that all works")
     arguments = made.parse_args()
+    if arguments.output == RESULTS / "transforms.json":
+        arguments.output = RESULTS / f"transforms_{arguments.part}.json"
     if arguments.quick:
         arguments.seeds, arguments.rows, arguments.windows, arguments.images = 1, 8, 4, 64
         arguments.test_images = 250
     torch.set_num_threads(arguments.threads)
-    halves = {"llama": measure_llama, "resnet": measure_resnet}
     with shown():
-        found = {name: measure(arguments) for name, measure in halves.items() if arguments.only in (None, name)}
-    if arguments.only is None:
-        write_results(arguments, found)
+        {"llama": measure_llama, "resnet": measure_resnet}[arguments.part](arguments)
 
 
 if __name__ == "__main__":
