@@ -40,7 +40,7 @@ from geoquant.transforms import transform, untie_
 RESNET = "geoquant.models.zoo:resnet20_cifar10"
 ENDS = {"re:.*(embed_tokens|lm_head)": "int8"}
 TIED: dict[str, tuple[str, ...]] = {"none": (), "absorb": ("absorb",), "awq": ("awq",)}
-UNTIED = {"none": (), "awq": ("awq",), "hadamard": ("hadamard",), "hadamard, awq": ("hadamard", "awq")}
+UNTIED = {"none": (), "hadamard": ("hadamard",), "hadamard, awq": ("hadamard", "awq")}
 SMOOTH = {"none": (), "smoothquant": ("smoothquant",)}
 WEIGHTS = ("int4", "int3", "int2")
 BOTH = {"W8A8": ("int8", "int8"), "W4A8": ("int4", "int8"), "W4A4 per token": ("int4", "int4:token")}
@@ -145,9 +145,9 @@ def main() -> None:
     made.add_argument("--held-out", type=Path, default=place("GEOQUANT_DATA_DIR", "tinystories", "v1_valid_head.txt"))
     made.add_argument("--weights", type=Path, default=place("GEOQUANT_WEIGHTS_DIR", "cifar10_resnet20.safetensors"))
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
-    made.add_argument("--rows", type=int, default=32, help="calibration windows of 256 tokens")
-    made.add_argument("--windows", type=int, default=24, help="evaluation windows of 512 tokens")
-    made.add_argument("--images", type=int, default=512, help="calibration images")
+    made.add_argument("--rows", type=int, default=24, help="calibration windows of 256 tokens")
+    made.add_argument("--windows", type=int, default=16, help="evaluation windows of 512 tokens")
+    made.add_argument("--images", type=int, default=256, help="calibration images")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
     made.add_argument("--quick", action="store_true", help="one grid, one seed and little data, to see that all works")
     arguments = made.parse_args()

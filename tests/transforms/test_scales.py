@@ -192,3 +192,27 @@ def test_fused_projections_move_only_what_may_move() -> None:
     rows = after / after[:, :1]  # the norm before it scales whole rows
     assert torch.allclose(rows[:, :32], torch.ones(16, 32).double())
     assert not torch.allclose(rows[:, 32:], torch.ones(16, 16).double(), atol=1e-3)
+
+
+class _ActivatedNorm(nn.BatchNorm1d):
+    """A batch norm that ends in a function that no factor passes through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sigmoid()
+
+
+class _ScaledLinear(nn.Linear):
+    """A linear layer that adds something of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.square().mean(-1, keepdim=True)
+
+
+def test_subclasses_with_a_forward_of_their_own_are_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), _ActivatedNorm(4), _ScaledLinear(4, 4), nn.ReLU(), nn.Linear(4, 2)).eval()
+    for name in ("equalize", "smoothquant", "awq"):
+        report = run(copy.deepcopy(model), name, torch.randn(6, 3), uniform_plan(model, "int3", activations="int4"))
+        assert not report.applied
+        left = {each.source: each.reason for each in report.skipped}
+        assert left["0"] == "'1' (_ActivatedNorm) reads it"
+        assert left["1"] == "it has no scale per channel"

@@ -109,10 +109,11 @@ def _where_it_helps(
     pairs: list[_Pair], plan: Plan, model: nn.Module, context: TransformContext
 ) -> tuple[list[Applied], list[Skipped]]:
     applied, skipped = [], []
+    names = dict.fromkeys(name for group, _ in pairs for name in (group.name, *group.targets))
+    layers = [name for name in names if is_layer(model.get_submodule(name))]
+    seen = measure_inputs(model, layers, context.batches, context.forward, moments=True, values=True)
     with task("equalizing", len(pairs)) as advance:
         for group, maker in pairs:
-            names = [*group.targets, *([group.name] if group.module is maker else [])]
-            seen = measure_inputs(model, names, context.batches, context.forward, moments=True, values=True)
             whole = _factor(group, maker)
             costs = {t: _cost(group, whole**t, plan, model, seen) for t in _STRENGTHS}
             best = min(costs, key=lambda t: (costs[t], t))
@@ -120,6 +121,8 @@ def _where_it_helps(
                 skipped.append(Skipped(group.name, "equalising does not lower the estimated error"))
             else:
                 group.scale_(whole**best)
+                for reader in group.readers:
+                    seen[reader.name] = seen[reader.name].divided(whole[reader.columns] ** best)
                 note = f"strength {best:g}, estimated error × {costs[best] / costs[0.0]:.2f}"
                 applied.append(Applied(group.name, group.targets, "; ".join(filter(None, (note, _some(group))))))
             advance()

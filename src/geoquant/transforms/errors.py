@@ -10,13 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from geoquant.geometry import range_of
+from geoquant.geometry.clipping import fit_scale
 from geoquant.grids import ActivationGrid, Grid
 from geoquant.models import Site
 from geoquant.plan import Plan
 from geoquant.rounding import Rounding, RoundingContext
 from geoquant.rounding.output_error import output_error
-
-_SHARES = tuple(step / 20 for step in range(20, 3, -1))
 
 
 def weight_error(site: Site, grid: Grid, weight: Tensor, moment: Tensor, spread: Tensor, rounding: Rounding) -> Tensor:
@@ -32,17 +32,16 @@ def weight_error(site: Site, grid: Grid, weight: Tensor, moment: Tensor, spread:
     """
     factors = site.matrix(spread.double().expand(weight.shape).contiguous())
     matrix = (site.matrix(weight).double() * factors).float()
-    of_group = factors[:: len(factors) // len(moment)].to(moment)
+    moment = moment.to(factors)
+    of_group = factors[:: len(factors) // len(moment)]
     context = RoundingContext(moment / (of_group[:, :, None] * of_group[:, None, :]))
     error = (rounding(matrix, grid, context).dequantize().double() - matrix.double()) / factors
     rows = error.view(len(moment), -1, error.shape[1])
-    return torch.cat([output_error(part, own.to(part)) for part, own in zip(rows, moment, strict=True)])
+    return torch.cat([output_error(part, own) for part, own in zip(rows, moment, strict=True)])
 
 
 def input_noise(values: Tensor, grid: ActivationGrid, factor: Tensor, by_token: bool = True) -> Tensor:
     """Return the mean squared error of each input channel when values / factor are rounded, in the values' own units.
-
-    Static grids are given the range of least squared error, or all of it where they ask for that.
 
     Args:
         values: (inputs, positions).
@@ -61,10 +60,7 @@ def input_noise(values: Tensor, grid: ActivationGrid, factor: Tensor, by_token: 
     if grid.dynamic:
         rounded = (grid if by_token else replace(grid, per_token=False)).quantize_dynamically(scaled)
     else:
-        low, high = float(scaled.min()), float(scaled.max())
-        shares = _SHARES[:1] if grid.method == "minmax" else _SHARES
-        tried = [grid.quantize(scaled, grid.cover(share * low, share * high)) for share in shares]
-        rounded = min(tried, key=lambda each: float((each - scaled).square().sum()))
+        rounded = grid.quantize(scaled, fit_scale(range_of([scaled]), grid))
     return (rounded - scaled).double().square().mean(0) * factor.square()
 
 

@@ -23,6 +23,7 @@ from geoquant.transforms.scaling import (
     is_layer,
     norm_offset,
     obstacles,
+    parameters_of,
     scale_inputs_,
     scale_outputs_,
 )
@@ -119,6 +120,8 @@ def _group(
         return reason
     value = flow.call_of(module).outputs[0]
     axis = _axis(module)
+    if not is_layer(module) and len(parameters_of(module)["weight"]) != flow.shapes[value][axis]:
+        return "its channels are not along the axis expected"
     carried = carry(flow, value, axis, rules)
     readers = [reader for each in carried.arrivals if (reader := _reader(each, flow, why, carried))]
     free = torch.zeros(flow.shapes[value][axis], dtype=torch.bool)

@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from geoquant.geometry.factors import TRANSPOSED, is_known
 from geoquant.models.sites import layer_type
 from geoquant.transforms.recording import is_norm
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_FORWARDS = (nn.LayerNorm.forward, nn.RMSNorm.forward, _BatchNorm.forward, nn.SyncBatchNorm.forward)
 _PROBES = 3
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the rows and columns of `module` can be scaled: linear layers and convolutions that are not transposed.
 
+    Subclasses with a forward of their own are not known.
+
     >>> is_layer(nn.Conv2d(1, 1, 1)), is_layer(nn.ConvTranspose2d(1, 1, 1)), is_layer(nn.Embedding(1, 1))
     (True, False, False)
     """
-    found = layer_type(module)
-    if found is None or found.parameters != ("weight",):
-        return False
-    return found.kind == "linear" or any(isinstance(module, cls) for cls in _CONVOLUTIONS)
+    return is_known(module) and not isinstance(module, (nn.Embedding, *TRANSPOSED))
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -47,7 +47,7 @@ def norm_offset(norm: nn.Module) -> float | None:
     own = parameters_of(norm)
     if not is_norm(norm) or "weight" not in own or not set(own) <= {"weight", "bias"} or own["weight"].dim() != 1:
         return None
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm, _BatchNorm)):
+    if type(norm).forward in _FORWARDS:
         return 0.0
     weight = own["weight"]
     x = torch.randn(_PROBES, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)

@@ -16,7 +16,7 @@ from geoquant.progress import task
 _SAMPLE = 2048  # positions of each batch that are kept, where values are asked for
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Inputs:
     """What one layer received.
 
@@ -31,6 +31,16 @@ class Inputs:
     mean: Tensor
     moment: Tensor | None = None
     values: Tensor | None = None
+
+    def divided(self, factor: Tensor) -> Inputs:
+        """Return what the layer receives once its inputs are divided by `factor` (inputs,) float64."""
+        moment = self.moment
+        if moment is not None:
+            per_group = factor.view(len(moment), -1)
+            own = per_group.repeat_interleave(moment.shape[1] // per_group.shape[1], 1)
+            moment = moment / (own[:, :, None] * own[:, None, :])
+        values = None if self.values is None else self.values / factor[:, None].to(self.values)
+        return Inputs(self.largest / factor, self.mean / factor, moment, values)
 
 
 @dataclass
