@@ -102,45 +102,6 @@ def bounds(*documents: Document) -> str:
     )
 
 
-def transformed_weights(document: Document) -> str:
-    """Loss of the Llama with rounded weights, by head, rounding and transforms."""
-    return _losses(document, [row for row in document["rows"] if row["grid"].startswith("int")])
-
-
-def transformed_activations(document: Document) -> str:
-    """Loss of the Llama with rounded weights and activations."""
-    return _losses(document, [row for row in document["rows"] if row["grid"].startswith("W")])
-
-
-def _losses(document: Document, rows: Sequence[Document]) -> str:
-    grids = list(dict.fromkeys(row["grid"] for row in rows))
-    keys = list(dict.fromkeys((row["head"], row["rounding"], row["transforms"]) for row in rows))
-    found = {(row["head"], row["rounding"], row["transforms"], row["grid"]): row for row in rows}
-    body = []
-    for key in sorted(keys, key=lambda key: (key[0], key[1] != "nearest")):
-        cells = [found[(*key, grid)] for grid in grids]
-        body.append([*key, *(f"{cell['loss']:.3f} ± {cell['spread']:.3f}" for cell in cells)])
-    table = markdown(["head", "rounding", "transforms", *grids], body)
-    seeds = max(row["seeds"] for row in rows)
-    return f"{table}\n\nFloat: {document['float']:.3f}. {document['tokens']:,} tokens; {seeds} calibration sets."
-
-
-def transformed_resnet(document: Document) -> str:
-    """Accuracy of the ResNet-20 at W4A4 without and with equalisation."""
-    found = {(row["norms"], row["grid"], row["transforms"]): row for row in document["rows"]}
-    cases = list(dict.fromkeys((row["norms"], row["grid"]) for row in document["rows"]))
-    body = [
-        [norms, f"`{grid}`", *(_accuracy(found[(norms, grid, name)]) for name in ("none", "equalize"))]
-        for norms, grid in cases
-    ]
-    table = markdown(["batch norms", "weights", "none", "`equalize`"], body)
-    return f"{table}\n\nFloat: {document['float']:.2f} %. {document['rows'][0]['seeds']} calibration sets."
-
-
-def _accuracy(row: Document) -> str:
-    return f"{row['accuracy']:.2f} ± {row['spread']:.2f}"
-
-
 def _number(value: float | None) -> str:
     return "not covered" if value is None else f"{value:.3g}"
 

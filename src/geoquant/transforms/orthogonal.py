@@ -32,6 +32,6 @@ def random_hadamard(size: int, seed: int = 0) -> Tensor:
         raise GeoquantError(f"a rotation needs a size of at least 1, got {size}")
     power = size & -size
     even = scipy.linalg.hadamard(power) / np.sqrt(power)
-    odd = scipy.fft.dct(np.eye(size // power), norm="ortho", axis=0)
+    odd = np.ones((1, 1)) if size == power else scipy.fft.dct(np.eye(size // power), norm="ortho", axis=0)
     signs = torch.randint(0, 2, (size,), generator=torch.Generator().manual_seed(seed)).double() * 2 - 1
     return signs[:, None] * torch.from_numpy(np.kron(even, odd))
