@@ -98,9 +98,12 @@ def fill_the_disk_with_a_folder(target: Path) -> None:
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with storage.atomic_folder(tmp_path / "deep" / "out") as folder:
         (folder / "a.txt").write_text("all of it")
+        (folder / "a.txt").chmod(0o600)  # as some libraries leave their files
         assert not (tmp_path / "deep" / "out").exists()
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
     assert (tmp_path / "deep" / "out" / "a.txt").read_text() == "all of it"
+    (tmp_path / "other.txt").write_text("as anybody writes it")
+    assert (tmp_path / "deep" / "out" / "a.txt").stat().st_mode == (tmp_path / "other.txt").stat().st_mode
     with pytest.raises(OutputError, match="No space left"):
         fill_the_disk_with_a_folder(tmp_path / "other" / "out")
     assert not (tmp_path / "other").exists()

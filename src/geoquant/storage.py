@@ -73,6 +73,8 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         yield temporary
+        for path in temporary.rglob("*"):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
         temporary.chmod(0o777 & ~_umask())
         temporary.replace(target)
     except OSError as error:

@@ -16,7 +16,7 @@ import geoquant as gq
 from geoquant.errors import ExportError, FileFormatError, OutputError, PlanError, WeightsError
 from geoquant.export import EXPORTERS, CompressedTensors, export_model
 from geoquant.grids import Grid
-from geoquant.models import Site
+from geoquant.models import Site, load_pretrained
 from geoquant.plan import Plan, uniform_plan
 from geoquant.quantize import quantize
 from llamas import tiny_llama, tokens
@@ -247,8 +247,9 @@ def test_nothing_is_overwritten_and_options_are_checked(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not STORIES.exists(), reason="needs GEOQUANT_WEIGHTS_DIR with stories260K")
 def test_stories_tell_the_same_story(tmp_path: Path) -> None:
-    model = transformers.AutoModelForCausalLM.from_pretrained(STORIES, dtype=torch.float32).eval()
+    model = load_pretrained(STORIES)
     net, loaded = exported(model, uniform_plan(model, "int4", ALIKE), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["use_cache"] is True
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     batch = tokenizer("Once upon a time there was a dragon", return_tensors="pt")
     assert torch.equal(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from geoquant.errors import ExportError
+from geoquant.export.shards import read_json
 from geoquant.models import source_folder
 from geoquant.storage import Json
 
@@ -56,6 +57,7 @@ def write_configuration(folder: Path, model: nn.Module, quantization: Json) -> N
         config.architectures = [type(model).__name__]
         config.quantization_config = None
         document = json.loads(config.to_json_string())
+        document |= _stated(model, "use_cache")
     else:
         document = {}
     document.pop("torch_dtype", None)
@@ -64,6 +66,13 @@ def write_configuration(folder: Path, model: nn.Module, quantization: Json) -> N
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         (folder / GENERATION_FILE).write_text(generation.to_json_string(), encoding="utf-8")
+
+
+def _stated(model: nn.Module, *names: str) -> Json:
+    """Return settings as the model's own folder has them: loading for quantization switches the cache off."""
+    source = source_folder(model)
+    document = {} if source is None else read_json(source / CONFIG_FILE)
+    return {name: document[name] for name in names if name in document}
 
 
 def copy_tokenizer(folder: Path, model: nn.Module, source: Path | str | None) -> None:
