@@ -1,8 +1,9 @@
 """Will rounding stay in the low-loss basin, and if not, what brings it back? Measured before the model is changed."""
 
+from geoquant.basin.assumptions import LandscapeEstimate, measure_landscape
 from geoquant.basin.codewords import Candidate, WalkSettings
 from geoquant.basin.diagnosing import SliceSettings, diagnose
-from geoquant.basin.diagnosis import Constructive, Diagnosis
+from geoquant.basin.diagnosis import DIAGNOSIS_FILE, Constructive, Diagnosis
 from geoquant.basin.landscape import (
     Bowl,
     Codewords,
@@ -19,6 +20,7 @@ from geoquant.basin.verdict import THRESHOLDS, VERDICTS, Evidence, Thresholds, d
 from geoquant.basin.width import BasinWidth, Width, WidthSettings, basin_width
 
 __all__ = [
+    "DIAGNOSIS_FILE",
     "THRESHOLDS",
     "VERDICTS",
     "BasinWidth",
@@ -29,6 +31,7 @@ __all__ = [
     "Diagnosis",
     "Evidence",
     "Landscape",
+    "LandscapeEstimate",
     "Line",
     "LossRise",
     "Marker",
@@ -46,5 +49,6 @@ __all__ = [
     "entry_bound",
     "find_radius",
     "float_training",
+    "measure_landscape",
     "straight_through",
 ]

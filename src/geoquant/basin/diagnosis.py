@@ -21,6 +21,7 @@ from geoquant.errors import FileFormatError
 from geoquant.plan import align
 
 DIAGNOSIS_VERSION = 1
+DIAGNOSIS_FILE = "diagnosis.json"
 SHARE = 0.5
 """Layers that are not trained may together take this share of the tolerance, by their rises one at a time."""
 
@@ -95,7 +96,7 @@ class Diagnosis:
     def save(self, path: Path | str) -> Path:
         """Write the diagnosis as one JSON file, atomically (``diagnosis.json`` inside when `path` is a folder)."""
         target = Path(path)
-        target = target if target.suffix == ".json" else target / "diagnosis.json"
+        target = target if target.suffix == ".json" else target / DIAGNOSIS_FILE
         storage.write_document(target, "diagnosis", DIAGNOSIS_VERSION, self.to_json())
         return target
 
@@ -108,7 +109,7 @@ class Diagnosis:
     def load(path: Path | str) -> Diagnosis:
         """Read a diagnosis from its file or folder; `FileFormatError` when it is truncated or was edited."""
         path = Path(path)
-        path = path / "diagnosis.json" if path.is_dir() else path
+        path = path / DIAGNOSIS_FILE if path.is_dir() else path
         _, content = storage.read_document(path, "diagnosis", DIAGNOSIS_VERSION)
         try:
             return _ADAPTER.validate_python(content)

@@ -79,12 +79,14 @@ class Cell:
         origin: float weights by parameter.
         rounded: each at its nearest codeword.
         gaps: distance of the two levels around each weight, in weight units.
+        points: the grid and the scales of each.
     """
 
     sites: tuple[Site, ...]
     origin: dict[str, Tensor]
     rounded: dict[str, Tensor]
     gaps: dict[str, Tensor]
+    points: dict[str, tuple[Grid, Scales]]
 
     @staticmethod
     def of(model: nn.Module, plan: Plan) -> Cell:
@@ -100,7 +102,7 @@ class Cell:
         >>> cell.rounded["0.weight"], cell.gaps["0.weight"]
         (tensor([[3., 1.]]), tensor([[1., 1.]]))
         """
-        sites, origin, rounded, gaps = [], {}, {}, {}
+        sites, origin, rounded, gaps, points = [], {}, {}, {}, {}
         for site, grid in zip(plan.inventory.sites, plan.grids, strict=True):
             if grid.bits >= KEPT:
                 continue
@@ -108,11 +110,21 @@ class Cell:
             quantized = grid.quantize(site.matrix(weight).float())
             sites.append(site)
             origin[site.parameter] = weight
+            points[site.parameter] = grid, quantized.scales
             rounded[site.parameter] = site.restore(quantized.dequantize()).to(weight)
             gaps[site.parameter] = site.restore(level_gaps(grid, site.matrix(weight), quantized.scales)).to(weight)
         if not sites:
             raise PlanError(f"the plan leaves every layer in {KEPT} bits or more; there is nothing to diagnose")
-        return Cell(tuple(sites), origin, rounded, gaps)
+        return Cell(tuple(sites), origin, rounded, gaps, points)
+
+    def round(self, point: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return each weight of `point` at its nearest codeword, with the scales of the float weights."""
+        found = {}
+        for site in self.sites:
+            (grid, scales), weight = self.points[site.parameter], point[site.parameter]
+            matrix = site.matrix(weight).float()
+            found[site.parameter] = site.restore(grid.decode(grid.encode(matrix, scales), scales)).to(weight)
+        return found
 
     def towards(self, point: Mapping[str, Tensor], name: str = "codeword") -> Direction:
         """Return the way from the float weights to `point`, weights by parameter."""

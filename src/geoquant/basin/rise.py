@@ -20,6 +20,7 @@ from geoquant.data import collect
 from geoquant.errors import DataError, ModelError, UnknownNameError, suggest
 from geoquant.evaluation import Mean, WeightedMean, cross_entropy_per_sample, kl_per_sample
 from geoquant.geometry.criterion import SquaredError
+from geoquant.geometry.objective import studied
 from geoquant.models import Forward, inference, predict, prediction_mask, targets_of
 
 LOSSES = ("cross_entropy", "kl", "squared_error")
@@ -86,7 +87,7 @@ class LossRise:
         self._reference: list[Tensor] = []
         with inference(self._model):
             found = [predict(self._model, batch, forward).float() for batch in self.batches]
-        self._reference = found if self._loss == "kl" else []
+        self._reference = [each.clone() for each in found] if self._loss == "kl" else []  # clones may meet autograd
         self._before = [self._values(index, logits) for index, logits in enumerate(found)]
         self.float_loss = self._mean([values for values, _ in self._before])
         if not math.isfinite(self.float_loss.value):
@@ -110,6 +111,19 @@ class LossRise:
         """Return the rise where the named parameters have other values."""
         with moved(self._model, point):
             return self.of(self._model)
+
+    def gradient(self, point: Point) -> dict[str, Tensor]:
+        """Return the gradient of the mean loss in the named parameters, at the values that `point` gives them."""
+        parameters = {name: self._model.get_parameter(name) for name in point}
+        total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        count = sum(float(counts.sum()) for _, counts in self._before)
+        with moved(self._model, point), studied(self._model, parameters.values()):
+            for index, batch in enumerate(self.batches):
+                values, counts = self._values(index, predict(self._model, batch, self._forward).float())
+                mean = (values * counts.to(values)).sum() / count
+                for name, part in zip(total, torch.autograd.grad(mean, list(parameters.values())), strict=True):
+                    total[name] += part
+        return total
 
     def _values(self, index: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss of each sample and its number of predictions, both (samples,)."""

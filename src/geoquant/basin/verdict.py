@@ -47,7 +47,7 @@ class Thresholds:
     Attributes:
         nearest: largest rise after nearest rounding for `ptq`.
         rounded: largest rise after GPTQ with corrected norms for `better-rounding`.
-        trained: largest rise left after the short training for `qat`.
+        trained: largest rise left after the short training (or before it, where that is less) for `qat`.
     """
 
     nearest: float = 1.0
@@ -72,8 +72,9 @@ def decide(evidence: Evidence, thresholds: Thresholds = THRESHOLDS) -> tuple[Ver
     reasons.append(_compared(text, evidence.rounded, thresholds.rounded, evidence))
     if _within(evidence.rounded, thresholds.rounded, evidence):
         return "better-rounding", tuple(reasons)
-    left = evidence.rounded if evidence.trained is None else evidence.trained
-    text = "a short training leaves" if evidence.trained is not None else "untrained, the pipeline leaves"
+    left, text = evidence.rounded, "untrained, the pipeline leaves"
+    if evidence.trained is not None and evidence.trained.value < left.value:
+        left, text = evidence.trained, "a short training leaves"
     reasons.append(_compared(text, left, thresholds.trained, evidence))
     return ("qat" if _within(left, thresholds.trained, evidence) else "infeasible"), tuple(reasons)
 

@@ -10,6 +10,7 @@ import typer
 from torch import nn
 
 from geoquant import progress
+from geoquant.basin import DIAGNOSIS_FILE, Diagnosis
 from geoquant.cli.app import app, plan_app
 from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, read_model, say, show
 from geoquant.cli.measure import split
@@ -31,15 +32,21 @@ DEFAULT_BUDGETS = "2.5,3,3.5,4,5,6"
 
 
 def read_evidence(path: Path) -> tuple[Profile, tuple[Plan, ...]]:
-    """Read a profile, or a plan together with the profile that its evidence makes."""
+    """Read a profile (and the plan that was diagnosed beside it), or a plan and the profile that its evidence makes."""
     if path.name == "profile.json" or (path / "profile.json").exists():
-        return Profile.load(path), ()
+        diagnosed = (path / DIAGNOSIS_FILE).exists() and (path / "plan.json").exists()
+        return Profile.load(path), (Plan.load(path),) if diagnosed else ()
     plan = Plan.load(path)
     if plan.evidence is None:
         raise FileFormatError(f"{path} is a plan without evidence; make a report of the profile instead")
     table = plan.evidence.table
     profile = Profile(plan.inventory, table.grids, (table,), plan.evidence.data, plan.evidence.seed, (0.0,))
     return profile, (plan,)
+
+
+def read_diagnoses(path: Path) -> tuple[Diagnosis, ...]:
+    """Read the diagnosis that lies in the folder, if there is one."""
+    return (Diagnosis.load(path),) if (path / DIAGNOSIS_FILE).exists() else ()
 
 
 def waterfalls(model: nn.Module, plans: Sequence[Plan], batch: Any, inputs: int) -> tuple[Waterfall, ...]:
@@ -56,7 +63,9 @@ def waterfalls(model: nn.Module, plans: Sequence[Plan], batch: Any, inputs: int)
 
 @app.command("report")
 def report_command(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder from `profile` or `quantize`, or a plan.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A folder from `profile`, `diagnose` or `quantize`, or a plan.")
+    ],
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     model: Annotated[str | None, typer.Option(help="The model, to measure accuracy against bytes as well.")] = None,
     weights: Weights = None,
@@ -103,6 +112,7 @@ def report_command(
         points=points,
         float_point=float_point,
         waterfalls=falls,
+        diagnoses=read_diagnoses(path),
     )
     say(f"wrote {target}")
     show(str(target), {"path": str(target)}, as_json)

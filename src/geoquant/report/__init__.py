@@ -1,10 +1,19 @@
 """What a person sees: plans swept and evaluated, and one self-contained page that shows all of it."""
 
+from geoquant.report.basin_figures import line_plot, plane_plot
 from geoquant.report.figures import cost, damage_curves, pareto
 from geoquant.report.geometry_figures import spectrum_plot, waterfall_plot
 from geoquant.report.heatmaps import bits_heatmap, curvature_map, grid_heatmap
 from geoquant.report.page import render, write_report
-from geoquant.report.png import curvature_png, heatmap_png, pareto_png, spectrum_png, waterfall_png
+from geoquant.report.png import (
+    curvature_png,
+    heatmap_png,
+    line_png,
+    pareto_png,
+    plane_png,
+    spectrum_png,
+    waterfall_png,
+)
 from geoquant.report.sweep import Point, comparison_plans, measure_point, sweep, to_frame
 from geoquant.report.verdict import Comparison, Verdict, compare, scoreboard, verdict
 from geoquant.report.waterfall import Tier, Waterfall, measure_waterfall
@@ -24,10 +33,14 @@ __all__ = [
     "damage_curves",
     "grid_heatmap",
     "heatmap_png",
+    "line_plot",
+    "line_png",
     "measure_point",
     "measure_waterfall",
     "pareto",
     "pareto_png",
+    "plane_plot",
+    "plane_png",
     "render",
     "scoreboard",
     "spectrum_plot",

@@ -47,11 +47,11 @@ def damage_curves(profile: Profile) -> go.Figure:
         yaxis=axis("", exponentformat="power"),
         updatemenus=menu(labels, changes),
     )
-    figure.update_layout(_nested(changes[0][1]))
+    figure.update_layout(nested(changes[0][1]))
     return figure
 
 
-def _nested(changes: dict[str, Any]) -> dict[str, Any]:
+def nested(changes: dict[str, Any]) -> dict[str, Any]:
     """Turn plotly's dotted paths into its underscored ones, which Python understands."""
     return {path.replace(".", "_"): value for path, value in changes.items()}
 
@@ -168,7 +168,7 @@ def pareto(points: Sequence[Point], float_point: Point | None = None) -> go.Figu
         legend={"orientation": "h", "y": -0.18, "yanchor": "top"},
         updatemenus=menu([metric.title for metric in METRICS], changes),
     )
-    figure.update_layout(_nested(changes[0][1]))
+    figure.update_layout(nested(changes[0][1]))
     return figure
 
 

@@ -18,8 +18,10 @@ from plotly.offline import get_plotlyjs
 
 import geoquant
 from geoquant import storage
+from geoquant.basin import Diagnosis
 from geoquant.plan import Plan, uniform_plan
 from geoquant.report import geometry_panels, panels, tables
+from geoquant.report.basin_panels import diagnosis_view
 from geoquant.report.heatmaps import check_plans, measures_of
 from geoquant.report.labels import percent, plan_labels
 from geoquant.report.palette import is_uniform
@@ -47,6 +49,7 @@ def render(
     points: Sequence[Point] = (),
     float_point: Point | None = None,
     waterfalls: Sequence[Waterfall] = (),
+    diagnoses: Sequence[Diagnosis] = (),
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
@@ -60,6 +63,7 @@ def render(
         points: evaluated plans. The verdict speaks of the first method that is not uniform.
         float_point: the float model, evaluated on the same data.
         waterfalls: error tiers of plans on calibration inputs (see `measure_waterfall`).
+        diagnoses: what rounding by a plan was predicted to do (see `geoquant.diagnose`).
         notes: more lines for the provenance, by name.
         seconds: wall time of each step of the whole path, by name.
         command: the command that made all this.
@@ -76,12 +80,13 @@ def render(
         "done": _done(profile, plans, points),
         "verdict": verdict(points),
         "facts": _facts(profile, plans, points, float_point, float_bytes),
-        "sections": _sections(bool(points), bool(plans), bool(waterfalls), profile.geometry is not None),
+        "sections": _sections(points, plans, diagnoses, waterfalls, profile.geometry is not None),
         "results": panels.pareto_panel(points, float_point) if points else None,
         "scores": tables.scoreboard_table(points),
         "overview": tables.plans_table(plans, float_bytes),
         "bits": panels.bits_panel(plans) if plans else None,
         "plan_tables": [tables.plan_table(plan, label) for plan, label in zip(plans, plan_labels(plans), strict=True)],
+        "diagnoses": [diagnosis_view(each, index) for index, each in enumerate(diagnoses)],
         "heatmap": panels.heatmap_panel(profile, plans),
         "curves": panels.curves_panel(profile),
         **_geometry(profile, plans, waterfalls),
@@ -102,6 +107,7 @@ def write_report(
     points: Sequence[Point] = (),
     float_point: Point | None = None,
     waterfalls: Sequence[Waterfall] = (),
+    diagnoses: Sequence[Diagnosis] = (),
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
@@ -119,6 +125,7 @@ def write_report(
         points=points,
         float_point=float_point,
         waterfalls=waterfalls,
+        diagnoses=diagnoses,
         notes=notes,
         seconds=seconds,
         command=command,
@@ -190,10 +197,17 @@ def _geometry(profile: Profile, plans: Sequence[Plan], waterfalls: Sequence[Wate
     return content
 
 
-def _sections(with_points: bool, with_plans: bool, with_error: bool, with_geometry: bool) -> list[tuple[str, str]]:
-    sections = [("results", "Results")] if with_points else []
-    sections += [("plans", "Plans")] if with_plans else []
-    sections += [("error", "Error")] if with_error else []
+def _sections(
+    points: Sequence[Point],
+    plans: Sequence[Plan],
+    diagnoses: Sequence[Diagnosis],
+    waterfalls: Sequence[Waterfall],
+    with_geometry: bool,
+) -> list[tuple[str, str]]:
+    sections = [("results", "Results")] if points else []
+    sections += [("plans", "Plans")] if plans else []
+    sections += [("diagnosis", "Diagnosis")] if diagnoses else []
+    sections += [("error", "Error")] if waterfalls else []
     sections += [("sensitivity", "Sensitivity")]
     sections += [("geometry", "Geometry")] if with_geometry else []
     return [*sections, ("cost", "Cost"), ("provenance", "Provenance")]

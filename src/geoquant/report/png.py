@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,10 +18,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from geoquant import storage
+from geoquant.basin import Line, Plane
 from geoquant.errors import PlanError
 from geoquant.geometry import ModelGeometry, Spectrum
 from geoquant.plan import Plan
 from geoquant.report.axes import by_width, clipped, log_floor
+from geoquant.report.basin_figures import (
+    FURTHEST,
+    RISE,
+    STEPS,
+    half_steps,
+    interpolate,
+    line_points,
+    plane_levels,
+)
 from geoquant.report.geometry_figures import CANCELLED, TOTAL, spectrum_curve
 from geoquant.report.heatmaps import MEASURES, WIDEST_CODE, check_plans
 from geoquant.report.labels import plan_labels, short_names, unit_text
@@ -186,6 +197,62 @@ def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
     for axes in (above, below):
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def line_png(line: Line, path: Path | str) -> Path:
+    """Write the loss along one direction, with the basin's edge, as a PNG, atomically; return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    places, rises, floor = line_points(line)
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    low = [max(min(error, value - floor), 0.0) for error, value in zip(line.stderr, rises, strict=True)]
+    high = [min(error, FURTHEST) for error in line.stderr]
+    style: dict[str, Any] = {"color": OKABE_ITO[0], "linewidth": 1.5, "elinewidth": 0.8, "markersize": 4}
+    axes.errorbar(places, rises, yerr=[low, high], marker="o", label="loss ± standard error", **style)
+    axes.axhline(line.tolerance, color=OKABE_ITO[1], linestyle="--", label=f"basin's edge ({line.tolerance:g} nats)")
+    for place in half_steps(places[0], places[-1]):
+        axes.axvline(place, color="#808080", linestyle=":", linewidth=0.8)
+    for index, marker in enumerate(line.markers):
+        value = max(interpolate(line.places, [min(rise, FURTHEST) for rise in line.rise], marker.x), floor)
+        symbol = MATPLOTLIB_MARKERS[SYMBOLS[index % len(SYMBOLS)]]
+        edges: dict[str, Any] = {"color": "white", "markeredgecolor": "black", "markersize": 8, "zorder": 3}
+        axes.plot([marker.x / line.step], [value], symbol, label=marker.name, **edges)
+    axes.set_yscale("log")
+    axes.set_xlabel(STEPS)
+    axes.set_ylabel(RISE)
+    _plain(axes)
+    return _save(figure, path)
+
+
+def plane_png(plane: Plane, path: Path | str) -> Path:
+    """Write the loss on a plane, with the basin's edge, as a PNG, atomically; return its path.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    levels, edge = plane_levels(plane)
+    figure = Figure(figsize=(7.2, 5.0), layout="constrained")
+    axes = figure.add_subplot()
+    filled = axes.contourf(plane.xs, plane.ys, levels, levels=24, cmap="cividis_r")
+    axes.contour(plane.xs, plane.ys, levels, levels=[edge], colors=[OKABE_ITO[1]], linewidths=2.5, linestyles="solid")
+    for draw, values in ((axes.axvline, plane.xs), (axes.axhline, plane.ys)):
+        for place in half_steps(values[0], values[-1]):
+            draw(place, color="white", linestyle=":", linewidth=0.8)
+    for index, marker in enumerate(plane.markers):
+        symbol = MATPLOTLIB_MARKERS[SYMBOLS[index % len(SYMBOLS)]]
+        axes.scatter([marker.x], [marker.y], marker=symbol, s=60, c="white", edgecolors="black", label=marker.name)
+    axes.plot([], [], color=OKABE_ITO[1], linewidth=2.5, label=f"basin's edge ({plane.tolerance:g} nats)")
+    low, high = min(map(min, levels)), max(map(max, levels))
+    ticks = [tick for tick in (edge - 1, edge, edge + 1, edge + 2) if low <= tick <= high]
+    bar = figure.colorbar(filled, ax=axes, label=RISE)
+    bar.set_ticks(ticks, labels=[f"{10**tick:.2g}" for tick in ticks])
+    axes.set_xlabel(STEPS)
+    axes.set_ylabel("across, grid steps")
+    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
     return _save(figure, path)
 
 
