@@ -31,7 +31,8 @@ LIMIT = 0.05 * THRESHOLDS.trained
         (evidence(0.05, 1.0, 1.0), "ptq"),
         (evidence(0.051, 0.049, 1.0), "better-rounding"),
         (evidence(9.0, 0.06, 0.99 * LIMIT), "qat"),
-        (evidence(9.0, 0.06, 1.01 * LIMIT), "infeasible"),
+        (evidence(9.0, 2.0, 1.01 * LIMIT), "infeasible"),
+        (evidence(9.0, 0.99 * LIMIT, 1.01 * LIMIT), "qat"),
         (evidence(9.0, 0.99 * LIMIT, None), "qat"),
         (evidence(9.0, 1.01 * LIMIT, None), "infeasible"),
         (evidence(math.inf, math.inf, math.inf), "infeasible"),
@@ -44,16 +45,17 @@ def test_the_first_that_suffices_is_the_verdict(found: Evidence, verdict: str) -
 def test_reasons_stop_where_the_verdict_falls_and_own_up_to_close_calls() -> None:
     assert len(decide(evidence(0.01, 1.0, 1.0))[1]) == 1
     assert len(decide(evidence(9.0, 0.06, 0.05))[1]) == 3
+    assert "untrained" in decide(evidence(9.0, 0.06, 0.07))[1][2]
     close = replace(evidence(9.0, 0.06, 0.05), rounded=sure(0.06, 0.006))
     assert decide(close)[1][1].endswith("beyond 0.05, a close call")
     assert "close call" not in decide(replace(close, rounded=sure(0.06, 0.004)))[1][1]
 
 
 def test_other_thresholds_give_other_verdicts() -> None:
-    found = evidence(9.0, 0.06, 0.1)
+    found = evidence(9.0, 0.2, 0.1)
     assert decide(found, Thresholds(trained=1.9))[0] == "infeasible"
     assert decide(found, Thresholds(trained=2.1))[0] == "qat"
-    assert decide(found, Thresholds(rounded=1.3))[0] == "better-rounding"
+    assert decide(found, Thresholds(rounded=4.1))[0] == "better-rounding"
 
 
 def candidate(name: str, rise: float, weights_only: bool = True) -> Candidate:
