@@ -62,6 +62,10 @@ class UnknownNameError(GeoquantError):
     """A registry was asked for a name it does not hold."""
 
 
+class ClusterError(GeoquantError):
+    """Workers in other processes cannot be reached or started."""
+
+
 class MissingExtraError(GeoquantError):
     """An optional dependency is needed and not installed."""
 

@@ -54,9 +54,10 @@ def test_profile_allocate_quantize_evaluate_a_folder(place, capsys):
     found = json.loads(out)
     assert found["float"]["predictions"] == found["quantized"]["predictions"] == 300  # BOS predicts the first byte
     assert found["float"]["perplexity"] != found["quantized"]["perplexity"]
-    code, out, err = run(capsys, "evaluate", net, "--data", test)
+    code, out, err = run(capsys, "evaluate", net, "--data", test, "--kv-bits", "2")
     assert code == 0, err
-    assert "perplexity" in out
+    assert out.count("perplexity") == 2
+    assert "2-bit cache" in out
 
 
 def test_streaming_on_the_command_line(place, capsys):

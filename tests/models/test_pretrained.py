@@ -17,7 +17,15 @@ from geoquant import evaluate
 from geoquant.data import evaluation_batches, load_text, tokenize
 from geoquant.data.text import TextSet
 from geoquant.errors import FileFormatError, ModelError, WeightsError
-from geoquant.models import context_length, find_sites, load_model, load_pretrained, load_tokenizer, source_folder
+from geoquant.models import (
+    context_length,
+    find_sites,
+    get_weight,
+    load_model,
+    load_pretrained,
+    load_tokenizer,
+    source_folder,
+)
 from language import TEXT, write_folder
 
 
@@ -104,3 +112,18 @@ def test_a_trained_checkpoint_has_its_known_loss():
     found = evaluate(model, evaluation_batches(text, tokenizer, 512, limit=8))
     assert found.predictions == 1 + 8 * 511 - 1
     assert found.cross_entropy.value == pytest.approx(1.30, abs=0.08)  # published 1.297 on the validation stories
+
+
+def test_a_model_offloaded_to_disk_evaluates_and_points_to_streaming(tmp_path):
+    pytest.importorskip("accelerate")
+    folder = write_folder(tmp_path / "net", tied=False)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
+    places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    offloaded = load_pretrained(folder, device_map=places, offload_folder=str(tmp_path / "disk"))
+    assert offloaded.model.layers[1].mlp.up_proj.weight.is_meta
+    batches = evaluation_batches(TextSet((TEXT[:60],), "a toy"), load_tokenizer(folder), 16)
+    whole = evaluate(load_pretrained(folder), batches).cross_entropy
+    assert evaluate(offloaded, batches).cross_entropy == whole
+    site = next(site for site in find_sites(offloaded) if site.name == "model.layers.1.mlp.up_proj")
+    with pytest.raises(ModelError, match=r"not in memory .* --stream"):
+        get_weight(offloaded, site)

@@ -77,11 +77,19 @@ from geoquant.cli.searching import (
     within_document,
 )
 from geoquant.cli.streaming import Stream, refuse, stream_model, stream_plan
+from geoquant.downstream import evaluate_tasks
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
 from geoquant.models import find_operations, is_pretrained_folder, take_inventory
 from geoquant.plan import Plan, plan_text
-from geoquant.quantize import REFINEMENTS, quantize_, quantized_state
+from geoquant.quantize import (
+    REFINEMENTS,
+    key_value_bits,
+    key_value_grid,
+    quantize_,
+    quantized_keys_and_values,
+    quantized_state,
+)
 from geoquant.rounding import ROUNDINGS
 from geoquant.transforms import TRANSFORMS
 
@@ -244,6 +252,12 @@ def evaluate_command(
     task: Task = None,
     window: Window = None,
     stride: Stride = None,
+    kv_bits: Annotated[
+        int | None, typer.Option(min=2, max=8, help="Keep keys and values of a language model in so many bits.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Comma-separated tasks of lm-evaluation-harness to run as well (extra lm-eval).")
+    ] = None,
     images: Annotated[
         int | None, typer.Option("--images", "--samples", min=1, help="Evaluate on this many samples only.")
     ] = None,
@@ -279,15 +293,24 @@ def evaluate_command(
         if not is_artifact or weights is not None or pretrained:
             results["float"] = evaluate(net, batches)
         if is_artifact:
-            results["quantized"] = evaluate(load(folder, net), batches)
+            net = load(folder, net)
+            results["quantized"] = evaluate(net, batches)
+        if kv_bits is not None:
+            with quantized_keys_and_values(net, key_value_grid(kv_bits)):
+                results[f"{kv_bits}-bit cache"] = evaluate(net, batches)
     document: dict[str, Any] = {name: _document(result) for name, result in results.items()}
+    if kv_bits is not None:
+        document["cache_bits_per_token"] = key_value_bits(net, key_value_grid(kv_bits))
+    if tasks is not None:
+        document["tasks"] = evaluate_tasks(net, tasks.split(","), limit=images)
+        say("\n".join(f"{task}: {scores}" for task, scores in document["tasks"].items()))
     of_tokens = pretrained and ":" not in data
     if of_tokens:
         say(f"evaluated on {getattr(batches, 'description', data)}")
     if is_artifact:
         file = folder / WEIGHTS_FILE if folder.is_dir() else folder
         document["bytes"] = file.stat().st_size
-    lines = [f"{name:>9}: {_text(result, of_tokens)}" for name, result in results.items()]
+    lines = [f"{name:>11}: {_text(result, of_tokens)}" for name, result in results.items()]
     show("\n".join(lines), document, as_json)
 
 

@@ -32,6 +32,7 @@ from geoquant.cli.inputs import (
     say,
     show,
 )
+from geoquant.cluster import Cluster
 from geoquant.geometry import geometry_cost
 from geoquant.models import FUSED_LAYERS, inference, predict, take_inventory
 from geoquant.plan import Activations, Budget, LatencyTable, Plan, align, allocate, plan_text, summary
@@ -62,6 +63,15 @@ Geometry = Annotated[
         help="Measure traces, norms, spectrum and curvature too; plans do not need them. The cost is said first.",
     ),
 ]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Share the work among Ray workers: `local` starts them here, else the address of a cluster. The profile "
+        "is the same bit for bit.",
+    ),
+]
+Jobs = Annotated[int, typer.Option(min=1, help="With --ray: workers at a time.")]
 Exclude = Annotated[list[str] | None, typer.Option(help="Leave these layers in float (name or `re:`; repeatable).")]
 AverageBits = Annotated[float | None, typer.Option(help="Budget: stored bits per weight, scales included.")]
 Bytes = Annotated[int | None, typer.Option("--bytes", help="Budget: size of the artifact on disk.")]
@@ -111,6 +121,7 @@ def measure(
     geometry: bool = False,
     activations: Sequence[str] = (),
     activation_sites: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> Profile:
     """Say what profiling will cost, then do it with a bar."""
     names = split(predictors)
@@ -136,6 +147,9 @@ def measure(
             f"{max(extra * each, 1):.0f} s here"
         )
         options |= {"activations": activations, "activation_sites": sites}
+    if cluster is not None:
+        with cluster, progress.shown():
+            return profile(model, batches, grids=split(grids), predictors=names, cluster=cluster, **options)
     with progress.shown():
         return profile(model, batches, grids=split(grids), predictors=names, **options)
 
@@ -186,6 +200,8 @@ def profile_command(
     activation_grids: OfferedGrids = None,
     activation_sites: ActivationSites = None,
     geometry: Geometry = True,
+    ray: RayAddress = None,
+    jobs: Jobs = 2,
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -203,7 +219,8 @@ def profile_command(
     batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
     assert batches is not None
     offered = split(activation_grids or "")
-    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry, offered, activation_sites)
+    workers = None if ray is None else Cluster(ray, jobs)
+    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry, offered, activation_sites, workers)
     path = result.save(output)
     say(f"wrote {path}")
     document: dict[str, Any] = {"path": str(path), "cost": result.cost}

@@ -162,8 +162,18 @@ def find_sites(
 
 
 def get_weight(model: nn.Module, site: Site) -> Tensor:
-    """Return the weight of `site`, detached; it shares memory with the model."""
-    return _parameter(model, site).detach()
+    """Return the weight of `site`, detached; it shares memory with the model.
+
+    Raises:
+        ModelError: the model has no such weight, or it has been moved out of memory.
+    """
+    weight = _parameter(model, site).detach()
+    if weight.is_meta:
+        raise ModelError(
+            f"the weight of '{site.name}' is not in memory (offloaded by accelerate, or never loaded); load the model "
+            "without a device_map, or quantize its folder with --stream (geoquant.streaming)"
+        )
+    return weight
 
 
 def set_weight_(model: nn.Module, site: Site, weight: Tensor) -> None:

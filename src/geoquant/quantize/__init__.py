@@ -4,6 +4,7 @@ from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.grids import ActivationQuantizer
 from geoquant.quantize.activations import left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
+from geoquant.quantize.kv_cache import key_value_bits, key_value_grid, quantized_cache, quantized_keys_and_values
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_
 from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
@@ -26,9 +27,13 @@ __all__ = [
     "fit_scale",
     "forget_",
     "is_quantized",
+    "key_value_bits",
+    "key_value_grid",
     "left_in_float",
     "quantize",
     "quantize_",
+    "quantized_cache",
+    "quantized_keys_and_values",
     "quantized_state",
     "quantizers_of",
 ]

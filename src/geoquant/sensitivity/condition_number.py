@@ -20,6 +20,7 @@ class ConditionNumber:
 
     name = "condition_number"
     unit = None
+    by_site = True
 
     def estimated_cost(self, subject: Subject) -> float:
         """Cost no forward at all."""

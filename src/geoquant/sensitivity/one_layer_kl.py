@@ -24,6 +24,8 @@ class OneLayerKL:
 
     name = "one_layer_kl"
     unit = "nats per prediction"
+    by_site = True
+    fixed_cost = 1.0  # the float model's own forward
 
     def estimated_cost(self, subject: Subject) -> float:
         """Return 1 + choices × the share of the network behind each site, summed over sites."""

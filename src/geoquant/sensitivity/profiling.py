@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from geoquant import storage
+from geoquant.cluster import Cluster
 from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError, suggest
 from geoquant.geometry import ModelGeometry, measure_geometry
@@ -24,6 +25,7 @@ from geoquant.models import Inventory, check_finite, find_sites, inference, pred
 from geoquant.sensitivity.one_input_kl import LAYERS, ActivationTable, find_activations, measure_activations
 from geoquant.sensitivity.operations import multiplications
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
+from geoquant.sensitivity.sharding import measure_sharded
 
 # Version 2 may hold geometry, version 3 multiplications, version 4 damages of activations; older ones are read as well.
 PROFILE_VERSION = 4
@@ -128,6 +130,7 @@ def profile(
     geometry: bool = False,
     activations: Sequence[str | ActivationGrid] = (),
     activation_sites: Sequence[str] = (LAYERS,),
+    cluster: Cluster | None = None,
 ) -> Profile:
     """Measure what each (layer, grid) choice costs `model`; the model is left as it was.
 
@@ -146,6 +149,7 @@ def profile(
         activations: activation grids to measure too, one activation at a time, so that plans can choose among them.
         activation_sites: where: names or ``re:`` patterns of layers, whose inputs are meant, and of operands of
             operations (``"re:.*"`` for all of both); the inputs of all layers by default.
+        cluster: workers that share the predictors which measure site by site; the profile is the same bit for bit.
 
     Raises:
         DataError: the calibration set is empty or not finite.
@@ -157,7 +161,7 @@ def profile(
     inventory = take_inventory(model)
     wanted = tuple(dict.fromkeys(ActivationGrid.parse(str(grid)) for grid in activations))
     entering = find_activations(model, inventory, activation_sites) if wanted else ()
-    tables, seconds = zip(*(_timed(predictor, subject) for predictor in chosen), strict=True)
+    tables, seconds = zip(*(_timed(predictor, subject, cluster) for predictor in chosen), strict=True)
     names = tuple(str(grid) for grid in subject.grids)
     found = None
     if geometry:
@@ -197,6 +201,7 @@ def _check_finite_output(model: nn.Module, batches: tuple[Any, ...], forward: Fo
         raise PlanError("the float model gives NaN or Inf on the first calibration batch; mend the model or the data")
 
 
-def _timed(predictor: Predictor, subject: Subject) -> tuple[DamageTable, float]:
+def _timed(predictor: Predictor, subject: Subject, cluster: Cluster | None) -> tuple[DamageTable, float]:
     start = time.perf_counter()
-    return predictor.measure(subject), time.perf_counter() - start
+    found = predictor.measure(subject) if cluster is None else measure_sharded(predictor, subject, cluster)
+    return found, time.perf_counter() - start

@@ -124,7 +124,7 @@ def table(
         tuple(str(grid) for grid in subject.grids),
         tuple(tuple(row) for row in damage.tolist()),
         tuple(tuple(row) for row in stderr.tolist()),
-        float(cost),
+        float(f"{cost:.9g}"),  # shares of forwards, added in whatever order
         samples,
     )
 
@@ -134,7 +134,9 @@ class Predictor(Protocol):
 
     Laws (the contract suite holds every registered predictor to them): the model is bit-identical
     afterwards; the same subject gives the same table; damages are finite; the stated cost is what
-    `estimated_cost` said, within a factor of two.
+    `estimated_cost` said, within a factor of two. A predictor with ``by_site = True`` promises besides that a site's
+    row does not depend on which other sites are measured (`geoquant.sensitivity.sharding`), and may name in
+    ``fixed_cost`` what every measurement costs whatever the sites are.
     """
 
     @property

@@ -19,6 +19,7 @@ class SpectralNorm:
 
     name = "spectral_norm"
     unit = None
+    by_site = True
 
     def estimated_cost(self, subject: Subject) -> float:
         """Cost no forward at all."""

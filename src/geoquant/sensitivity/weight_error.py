@@ -16,6 +16,7 @@ class WeightError:
 
     name = "weight_error"
     unit = None
+    by_site = True
 
     def estimated_cost(self, subject: Subject) -> float:
         """Cost no forward at all."""
