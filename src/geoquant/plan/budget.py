@@ -38,7 +38,7 @@ class Budget:
     >>> Budget()
     Traceback (most recent call last):
     ...
-    geoquant.errors.BudgetError: a budget needs a limit: give average_bits, bytes, bit_operations or latency
+    geoquant.errors.BudgetError: a budget needs a limit: give average_bits, bytes, average_activation_bits, ...
     """
 
     average_bits: float | None = None
@@ -59,7 +59,9 @@ class Budget:
         }
         limits = {name: value for name, value in given.items() if value is not None}
         if not limits:
-            raise BudgetError("a budget needs a limit: give average_bits, bytes, bit_operations or latency")
+            raise BudgetError(
+                "a budget needs a limit: give average_bits, bytes, average_activation_bits, bit_operations or latency"
+            )
         for name, value in {**limits, "activation_bits": self.activation_bits}.items():
             if not math.isfinite(value) or value <= 0:
                 raise BudgetError(f"{name}={value} is no budget; give a positive number")
