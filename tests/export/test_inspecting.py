@@ -166,7 +166,36 @@ def test_totals_by_type(tmp_path: Path) -> None:
     assert "int4: 2 of" in text
 
 
-def test_a_note_that_is_no_note_is_damage(tmp_path: Path) -> None:
-    save_file({"a.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors", {"geoquant-export": "{}"})
-    with pytest.raises(FileFormatError, match="no object with a checksum"):
+@pytest.mark.parametrize(
+    ("note", "message"),
+    [
+        ("{}", "no object with a checksum"),
+        ("[1]", "no object with a checksum"),
+        ("{", "not a whole safetensors file"),
+        ('{"sha256": "0", "layers": {"a.weight": ["int4"]}}', "does not say a grid and a reason"),
+        ('{"sha256": "0", "layers": [3]}', "does not say a grid and a reason"),
+        ('{"sha256": "0"}', "was changed"),
+    ],
+)
+def test_a_note_that_is_no_note_is_damage(tmp_path: Path, note: str, message: str) -> None:
+    save_file({"a.weight": torch.zeros(2, 2)}, tmp_path / "a.safetensors", {"geoquant-export": note})
+    with pytest.raises(FileFormatError, match=message):
         inspect(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config_groups": {"group_0": {"targets": ["a"]}}}, "damaged quantization_config"),
+        ({"config_groups": [1]}, "damaged quantization_config"),
+        ({"config_groups": {}}, "does not name"),
+        ({"quant_method": "compressed-tensors", "config_groups": None}, "damaged quantization_config"),
+    ],
+)
+def test_a_configuration_that_says_nonsense_is_damage(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    path = of_format("compressed-tensors")(tmp_path / "thing")
+    document = json.loads((path / "config.json").read_text())
+    document["quantization_config"] |= change
+    (path / "config.json").write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match=message):
+        inspect(path)

@@ -250,7 +250,16 @@ def _opened(path: Path) -> Iterator[Any]:
         yield gguf.GGUFReader(path)
     except GeoquantError:
         raise
-    except (OSError, ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+    except (
+        OSError,
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise FileFormatError(f"{path} is not a whole GGUF file ({reason}); copy or write it again") from error
 

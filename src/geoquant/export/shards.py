@@ -63,7 +63,14 @@ class Stored(Mapping[str, Tensor]):
         note = json.loads(text)
         if not isinstance(note, dict) or not isinstance(note.get("sha256"), str):
             raise ValueError("its note is no object with a checksum")
+        layers = note.get("layers", {})
+        if not isinstance(layers, dict) or not all(_is_pair(said) for said in layers.values()):
+            raise ValueError("its note does not say a grid and a reason of each layer")
         return note
+
+
+def _is_pair(said: object) -> bool:
+    return isinstance(said, list) and len(said) == 2 and all(isinstance(text, str) for text in said)
 
 
 @contextmanager
@@ -74,7 +81,7 @@ def opened(path: Path) -> Iterator[Stored]:
             yield Stored(file)
     except GeoquantError:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise FileFormatError(f"{path} is not a whole safetensors file ({reason}); copy or write it again") from error
 
