@@ -81,7 +81,7 @@ def check_exporter(
     with inference(net):
         assert torch.equal(predict(net, batch), expected), "the model computes otherwise after its export"
     _check_contents(exporter, net, plan, target, written, foretold)
-    _check_logits(exporter, make, target, batch, expected)
+    _check_logits(exporter, make, plan, target, batch, expected)
     _check_deterministic(exporter, net, plan, target, folder, options)
     _check_damage(exporter, make, target, batch, expected)
 
@@ -121,6 +121,7 @@ def _check_contents(exporter: Exporter, net: nn.Module, plan: Plan, target: Path
 def _check_logits(
     exporter: Exporter,
     make: Callable[[], nn.Module],
+    plan: Plan,
     target: Path,
     batch: Any,
     expected: Tensor,
@@ -136,7 +137,7 @@ def _check_logits(
     assert all(torch.equal(before[name], tensor) for name, tensor in fresh.state_dict().items())
     assert found.shape == expected.shape
     difference = float((found.double() - expected.double()).abs().max())
-    assert difference <= exporter.tolerance * float(expected.abs().max()), f"logits differ by {difference:.3g}"
+    assert difference <= exporter.tolerance(plan) * float(expected.abs().max()), f"logits differ by {difference:.3g}"
 
 
 def _check_deterministic(

@@ -3,6 +3,7 @@
 from geoquant.export.compressed import CompressedTensors, compressed_tensors
 from geoquant.export.gguf_format import Gguf, gguf, gguf_types
 from geoquant.export.inspecting import contents_document, contents_text, inspect
+from geoquant.export.onnx_format import Onnx, onnx
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
@@ -17,6 +18,7 @@ __all__ = [
     "Contents",
     "Exporter",
     "Gguf",
+    "Onnx",
     "Packed",
     "StoredLayer",
     "TorchAo",
@@ -30,6 +32,7 @@ __all__ = [
     "inspect",
     "load",
     "need",
+    "onnx",
     "read_artifact",
     "recognize",
     "save",

@@ -45,13 +45,16 @@ class CompressedTensors:
 
     name = METHOD
     suffix = ""
-    tolerance = 0.0
     options: Mapping[str, str] = {
         "fused": "llama (default: q/k/v and gate/up must be packed alike, since vLLM joins them), a pattern, or none",
         "zero_points": "widen (default: they become one more bit, since transformers loads none) or keep, for vLLM",
         "tokenizer": "folder whose tokenizer files are copied; that of the model when it came from one",
         "shard_bytes": "largest size of one weight file; 5 GB",
     }
+
+    def tolerance(self, plan: Plan) -> float:
+        """Bit-identical."""
+        return 0.0
 
     def layers(self, plan: Plan, **options: Any) -> tuple[StoredLayer, ...]:
         """Foretell codes, scales and zero points of every site."""

@@ -82,13 +82,12 @@ class Exporter(Protocol):
         ...
 
     @property
-    def tolerance(self) -> float:
-        """Largest difference of a logit from the quantized model's, as a share of the largest logit."""
-        ...
-
-    @property
     def options(self) -> Mapping[str, str]:
         """What else `write` and `layers` take, each with one line of help."""
+        ...
+
+    def tolerance(self, plan: Plan) -> float:
+        """Largest difference of a logit from the quantized model's, as a share of the largest logit."""
         ...
 
     def layers(self, plan: Plan, **options: Any) -> tuple[StoredLayer, ...]:

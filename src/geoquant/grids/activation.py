@@ -204,9 +204,9 @@ class ActivationGrid:
         low, high = (x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)) if axes else (x, x)
         if not self.format.has_zero_point:
             return torch.maximum(-low, high) / self.format.reach, 0.0
-        low, high, steps = low.clamp(max=0), high.clamp(min=0), 2 * self.format.reach
+        low, high, steps = low.clamp(max=0.0), high.clamp(min=0.0), 2 * self.format.reach
         scale = (high - low) / steps
-        return scale, torch.where(scale > 0, -low / scale, 0.0).round().clamp(0, steps)
+        return scale, torch.where(scale > 0, -low / scale, 0.0).round().clamp(0.0, steps)
 
     def _onto(self, values: Tensor, find: Callable[[Tensor], tuple[Tensor | float, Tensor | float]]) -> Tensor:
         with torch.no_grad():

@@ -43,7 +43,7 @@ def predict(model: nn.Module, batch: Any, forward: Forward | None = None) -> Ten
     """
     if forward is not None:
         return logits_of(forward(model, batch))
-    inputs = _inputs(batch)
+    inputs = inputs_of(batch)
     if isinstance(inputs, Mapping):
         arguments = _accepted(model, inputs)
         _check_call(model, (), arguments)
@@ -133,7 +133,7 @@ def batch_size(batch: Any) -> int:
     >>> batch_size((torch.zeros(4, 2), torch.zeros(4)))
     4
     """
-    first = next((tensor for tensor in tensors_in(_inputs(batch)) if tensor.dim() > 0), None)
+    first = next((tensor for tensor in tensors_in(inputs_of(batch)) if tensor.dim() > 0), None)
     if first is None:
         raise DataError("cannot count the samples of a batch: none of its inputs is a tensor with an axis")
     return len(first)
@@ -183,8 +183,15 @@ def check_finite(model: nn.Module) -> None:
             raise ModelError(f"'{name}' holds Inf; mend or reload the weights before going on")
 
 
-def _inputs(batch: Any) -> Any:
-    """Return what the model is called with; `DataError` when the batch is of no known form."""
+def inputs_of(batch: Any) -> Any:
+    """Return what a model is called with: a tensor, a tuple of positional arguments, or a mapping of keywords.
+
+    Raises:
+        DataError: the batch is of no known form.
+
+    >>> inputs_of((torch.tensor([1.0]), torch.tensor([0])))
+    tensor([1.])
+    """
     if isinstance(batch, (Tensor, Mapping)):
         return batch
     if _is_pair(batch):
