@@ -100,7 +100,7 @@ def _digest(proto: Any, described: Json) -> str:
 def _bytes(tensor: Any) -> int:
     onnx = need("onnx", "onnx")
     name = onnx.TensorProto.DataType.Name(tensor.data_type)
-    bits = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4}.get(name)
-    if bits is None:
-        bits = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.ceil(math.prod(tensor.dims) * int(bits) / 8)
+    whole = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    bits: int = {"INT2": 2, "UINT2": 2, "INT4": 4, "UINT4": 4}.get(name, whole)
+    count: int = math.prod(tensor.dims)
+    return math.ceil(count * bits / 8)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geoquant.errors import ExportError
+from geoquant.errors import ExportError, PlanError
 from geoquant.export import onnx_file
 from geoquant.export.onnx_graph import example_for, integer_type, trace
 from geoquant.export.onnx_session import run_exactly
@@ -51,6 +51,8 @@ class Onnx:
         """Trace the model, pack its weights, and write the file."""
         state = quantized_state(model)
         state.plan.inventory.check_same_layout(plan.inventory)
+        if state.plan.names != plan.names:
+            raise PlanError("the model was quantized by another plan than this one; export it with its own")
         choices, opset = self._choices(state.plan, **options)
         example, free = options.get("example"), False
         if example is None:

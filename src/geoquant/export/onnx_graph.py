@@ -9,6 +9,7 @@ arithmetic that they are: the same numbers, at the speed of float32.
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -65,6 +66,7 @@ def trace(model: nn.Module, example: Any, opset: int, free: bool) -> Any:
     inputs = inputs_of(example)
     names = list(inputs) if isinstance(inputs, Mapping) else None
     tensors = list(inputs.values()) if isinstance(inputs, Mapping) else inputs
+    arguments = names if names is not None else list(inspect.signature(model.forward).parameters)
     tensors = [_of_two(each) for each in (tensors if isinstance(tensors, list | tuple) else (tensors,))]
     if not all(isinstance(each, Tensor) for each in tensors):
         raise ExportError("only tensors can be inputs of an ONNX file; give an example batch of tensors")
@@ -93,7 +95,7 @@ def trace(model: nn.Module, example: Any, opset: int, free: bool) -> Any:
                 "without branches on data"
             ) from error
     assert program is not None
-    return _named(program.model, names, opset)
+    return _named(program.model, arguments, opset)
 
 
 def example_for(model: nn.Module, plan: Plan) -> tuple[Any, bool]:
@@ -198,12 +200,10 @@ def integer_type(grid: ActivationGrid) -> tuple[torch.dtype, int] | None:
     return next(fitting, None)
 
 
-def _named(model: Any, names: Sequence[str] | None, opset: int) -> Any:
-    """Give inputs, output and initializers their own names, and the model its opset."""
-    for index, value in enumerate(model.graph.inputs):
-        value.name = (
-            names[index] if names is not None else ("input" if len(model.graph.inputs) == 1 else f"input_{index}")
-        )
+def _named(model: Any, arguments: Sequence[str], opset: int) -> Any:
+    """Give inputs, output and initializers the names that the torch model has for them, and the file its opset."""
+    for value, name in zip(model.graph.inputs, arguments, strict=False):
+        value.name = name
     model.graph.outputs[0].name = "logits"
     for name in list(model.graph.initializers):
         if name.startswith(_PREFIX):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from geoquant.errors import ExportError
 from geoquant.export.protocol import StoredLayer
-from geoquant.grids import Grid, PerChannel, PerGroup, PerTensor
+from geoquant.grids import ActivationGrid, Grid, PerChannel, PerGroup, PerTensor
 from geoquant.models import Site
 from geoquant.plan import Plan
 
@@ -56,7 +56,7 @@ class Choice:
         type: ONNX type of the codes, or of the weights themselves where `form` is ``plain``.
         form: ``qdq`` (`DequantizeLinear` before the layer), ``nbits`` (`MatMulNBits`) or ``plain`` (no codes).
         block: weights that share a scale in the file; 0 for a channel or the whole matrix.
-        reason: why it takes more than planned, empty where it does not.
+        shift: what is added to each level so that an unsigned type holds it; then the zero point of every scale.
     """
 
     site: Site
@@ -64,6 +64,7 @@ class Choice:
     type: OnnxType
     form: str
     block: int = 0
+    shift: int = 0
 
     @property
     def scales(self) -> int:
@@ -84,7 +85,7 @@ class Choice:
             codes = channels * blocks * self.block * self.type.bits // 8
             zeros = channels * math.ceil(blocks * self.type.bits / 8) if self.grid.format.has_zero_point else 0
             return codes + 4 * self.scales + zeros
-        zeros = self.scales if self.grid.format.has_zero_point and self.form == QDQ else 0
+        zeros = self.scales if self.form == QDQ and (self.shift or self.grid.format.has_zero_point) else 0
         return _packed(channels * fan_in, self.type.bits) + 4 * self.scales + _packed(zeros, self.type.bits)
 
     @property
@@ -103,6 +104,8 @@ class Choice:
         name, bits = self.grid.format.tokens[0], self.grid.bits
         if self.form == PLAIN:
             return f"ONNX Runtime takes no {name}; stored dequantized in float32"
+        if self.shift:
+            return "stored with zero points, as int8 kernels overflow on processors without VNNI; scales are float32"
         if self.type.bits != bits:
             return f"ONNX Runtime takes no {name}; stored as {self.type.name}, with scales in float32"
         if self.form == NBITS and not isinstance(self.grid.granularity, PerGroup):
@@ -135,7 +138,7 @@ def choose(plan: Plan, opset: int | None, linears: str) -> tuple[tuple[Choice, .
             "holds the plan"
         )
     pairs = zip(plan.inventory.sites, plan.grids, strict=True)
-    found = tuple(_choose(site, grid, linears, site.name in plan.activation_grids) for site, grid in pairs)
+    found = tuple(_choose(site, grid, linears, plan.activation_grids.get(site.name)) for site, grid in pairs)
     needs = [(_opset(each), each) for each in found]
     for needed, each in needs:
         if opset is not None and needed > opset:
@@ -153,7 +156,7 @@ def _opset(choice: Choice) -> int:
     return max(choice.type.opset, 21 if choice.block else 0)
 
 
-def _choose(site: Site, grid: Grid, linears: str, rounds_input: bool) -> Choice:
+def _choose(site: Site, grid: Grid, linears: str, inputs: ActivationGrid | None) -> Choice:
     dtype = grid.format.value_dtype
     if dtype is not None:
         return Choice(site, grid, OnnxType(_STORED[dtype], 8 * dtype.itemsize, OLDEST_OPSET), PLAIN)
@@ -164,7 +167,9 @@ def _choose(site: Site, grid: Grid, linears: str, rounds_input: bool) -> Choice:
     if group >= site.matrix_shape[1]:  # one group is the whole channel
         group = 0
     nbits = type.name in ("int2", "int4", "int8", "uint2", "uint4", "uint8") and group in (0, 16, 32, 64, 128, 256)
-    if linears == QDQ or site.kind != "linear" or site.aliases or rounds_input or not nbits:
+    if inputs is not None and not inputs.dynamic and inputs.bits <= 8 and type.name == "int8":
+        return Choice(site, grid, OnnxType("uint8", 8, 13), QDQ, group, shift=128)
+    if linears == QDQ or site.kind != "linear" or site.aliases or inputs is not None or not nbits:
         return Choice(site, grid, type, QDQ, group)
     if linears == "auto" and site.weights < _LEAST_WEIGHTS:
         return Choice(site, grid, type, QDQ, group)

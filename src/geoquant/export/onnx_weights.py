@@ -84,7 +84,7 @@ class _Writer:
     def _add(self, suffix: str, array: _Array | Tensor, type: str) -> Any:
         """Register an initializer of an ONNX type; `array` holds its numbers, or its bit patterns for floats."""
         ir = self._ir
-        dtype = ir.DataType[type.upper()]
+        dtype = ir.DataType["FLOAT" if type == "float32" else type.upper()]
         array = array.cpu().numpy() if isinstance(array, Tensor) else array
         name = f"{self._name}.{suffix}"
         kind = dtype.numpy()
@@ -131,9 +131,11 @@ class _Writer:
         return levels.to(torch.int32)
 
     def _qdq_(self, scales: Tensor) -> None:
-        site, type, zero = self._choice.site, self._choice.type.name, self._matrix.scales.zero
-        first, levels = self._first_use(), self._levels()
-        whole = isinstance(self._choice.grid.granularity, PerTensor)
+        site, zero = self._choice.site, self._matrix.scales.zero
+        levels = self._levels() + self._choice.shift
+        if self._choice.shift:
+            zero = torch.full(scales.shape, self._choice.shift)
+        turned, whole = self._is_turned(), isinstance(self._choice.grid.granularity, PerTensor)
         axis = None if self._choice.block else _channel_axis(site.view)
         attributes: dict[str, Any] = {}
         if self._choice.block:
@@ -144,16 +146,37 @@ class _Writer:
             scales, zero = scales.reshape(-1), None if zero is None else zero.reshape(-1)
             attributes = {"axis": axis or 0}
         in_shape = whole or axis is not None
-        if not whole and not self._choice.block and in_shape:
+        if attributes.keys() == {"axis"} and in_shape:
             scales = self._absorb_norm_(scales)
-        codes = self._add("codes", site.restore(levels) if in_shape else levels, type)
-        parts = [codes, self._add("scales", scales, "float")]
+        codes = site.restore(levels) if in_shape else levels
+        if turned:
+            codes, scales, zero = codes.T, scales.T, None if zero is None else zero.T
+            attributes |= {"axis": 1 - attributes["axis"]} if attributes else {}
+        self._dequantize_(codes, scales, zero, attributes, turned, in_shape)
+
+    def _dequantize_(
+        self, codes: Tensor, scales: Tensor, zero: Tensor | None, attributes: dict[str, Any], turned: bool, whole: bool
+    ) -> None:
+        """Put `DequantizeLinear` in place of the weight (`whole`), its matrix, or its transpose (`turned`)."""
+        first, type = self._first_use(), self._choice.type.name
+        parts = [self._add("codes", codes, type), self._add("scales", scales, "float32")]
         if zero is not None:
             parts.append(self._add("zeros", zero, type))
         if first is None:
             return
         weight = self._insert("DequantizeLinear", parts, first, **attributes)
-        self._replace_(weight if in_shape else self._restored(weight, first))
+        if not turned:
+            self._replace_(weight if whole else self._restored(weight, first))
+            return
+        for use in [use for value in self._values for use in value.uses()]:
+            self._ir.convenience.replace_all_uses_with(use.node.outputs[0], weight)
+            self._graph.remove(use.node, safe=True)
+
+    def _is_turned(self) -> bool:
+        """Whether the graph only reads the transpose of a linear layer's weight, which then is what is stored."""
+        uses = [use for value in self._values for use in value.uses()]
+        linear = self._choice.site.view == views.ROWS and len(self._choice.site.shape) == 2
+        return linear and bool(uses) and all(use.node.op_type == "Transpose" for use in uses)
 
     def _restored(self, matrix: Any, before: Any) -> Any:
         """Turn a matrix (channels, fan_in) back into the weight, as `geoquant.models.views.from_matrix` does."""
@@ -259,7 +282,7 @@ class _Writer:
         spread = scales.expand(channels, -1) if scales.shape[1] > 1 else scales.expand(channels, blocks)
         parts = [
             self._add("codes", _pack(codes, bits).reshape(channels, blocks, -1), "uint8"),
-            self._add("scales", spread.reshape(-1), "float"),
+            self._add("scales", spread.reshape(-1), "float32"),
         ]
         zero = self._matrix.scales.zero
         if zero is not None:

@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from geoquant.errors import FileFormatError, GridError, OutputError, WeightsError
+from geoquant.export.packed_weights import pack_, without_weights
 from geoquant.grids import ActivationGrid, ActivationScale, Grid, QuantizedMatrix
 from geoquant.models import Inventory, Site, apply_folds_, other_tensors, take_inventory
 from geoquant.plan import ARTIFACT_VERSION, METADATA_KEY, SCALES, ZEROS, Plan, activation_tensors, description, metadata
-from geoquant.quantize import QuantizedState, attach_, left_in_float, quantized_state
+from geoquant.quantize import QuantizedState, attach_, quantized_state
 from geoquant.storage import Json, atomic_path, canonical
 
 WEIGHTS_FILE = "model.safetensors"
@@ -140,35 +141,41 @@ def _parse(path: Path, text: str, tensors: dict[str, Tensor]) -> Artifact:
     return Artifact(grids, shapes, folds, tensors, activations)
 
 
-def load(path: Path | str, model: Model) -> Model:
+def load(path: Path | str, model: Model, *, packed: bool = False) -> Model:
     """Return a copy of the fresh `model` with the artifact's weights in it.
 
-    Its logits are bit-identical to those of the model that was saved. The copy is quantized: it can be
-    saved and exported again.
+    Its logits are bit-identical to those of the model that was saved. The file is mapped into memory, not read into
+    it: a tensor takes room when it is first used.
 
     Args:
         path: the artifact's folder or its ``model.safetensors``.
         model: a model of the same architecture; its weights do not matter.
+        packed: keep weights packed in memory and unpack each whenever its layer runs: a tenth of the memory, and
+            slower. Such a model computes, and cannot be trained, saved or exported. Otherwise weights are float
+            tensors, and the copy is quantized: it can be saved and exported again.
 
     Raises:
         FileFormatError: the file is not whole.
         WeightsError: the file does not fit the model's architecture.
     """
     artifact = read_artifact(path)
-    model = copy.deepcopy(model)
     if artifact.folds:
+        model = copy.deepcopy(model)
         apply_folds_(model, artifact.folds)
     inventory = take_inventory(model)
     _check_fit(artifact, model, inventory)
-    matrices = {site.parameter: _unpack(site, artifact) for site in inventory.sites}
+    matrices = {site.parameter: _unpack(site, artifact) for site in inventory.sites} if not packed else {}
     names = tuple(str(artifact.grids[site.parameter]) for site in inventory.sites)
     plan = Plan(inventory, names, activations=artifact.activations)
+    model = without_weights(model, inventory.sites) if packed else copy.deepcopy(model)
     with torch.no_grad():
         for name, tensor in other_tensors(model, inventory.sites).items():
             tensor.copy_(artifact.tensors[name])
-    scales = _scales(artifact, plan)
-    state = QuantizedState(plan, matrices, scales=scales, in_float=left_in_float(model, plan, scales))
-    attach_(model, state, inventory.sites)
+    if packed:
+        parts = {site.parameter: _parts(site, artifact) for site in inventory.sites}
+        pack_(model, plan, parts, _scales(artifact, plan))
+    else:
+        attach_(model, QuantizedState(plan, matrices, scales=_scales(artifact, plan)), inventory.sites)
     return model
 
 
@@ -180,12 +187,13 @@ def _scales(artifact: Artifact, plan: Plan) -> dict[str, ActivationScale]:
     return {name: ActivationScale(*pair) for name, pair in zip(names, pairs, strict=True)}
 
 
+def _parts(site: Site, artifact: Artifact) -> dict[str, Tensor]:
+    stored = artifact.grids[site.parameter].stored(site.matrix_shape)
+    return {part.suffix: artifact.tensors[f"{site.parameter}.{part.suffix}"] for part in stored}
+
+
 def _unpack(site: Site, artifact: Artifact) -> QuantizedMatrix:
-    grid = artifact.grids[site.parameter]
-    parts = {
-        part.suffix: artifact.tensors[f"{site.parameter}.{part.suffix}"] for part in grid.stored(site.matrix_shape)
-    }
-    return QuantizedMatrix.unpack(grid, site.matrix_shape, parts)
+    return QuantizedMatrix.unpack(artifact.grids[site.parameter], site.matrix_shape, _parts(site, artifact))
 
 
 def _check_fit(artifact: Artifact, model: nn.Module, inventory: Inventory) -> None:

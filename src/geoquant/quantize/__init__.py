@@ -2,7 +2,7 @@
 
 from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.grids import ActivationQuantizer
-from geoquant.quantize.activations import left_in_float, quantizers_of
+from geoquant.quantize.activations import install_, left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
 from geoquant.quantize.kv_cache import key_value_bits, key_value_grid, quantized_cache, quantized_keys_and_values
 from geoquant.quantize.network import NetworkTuning
@@ -26,6 +26,7 @@ __all__ = [
     "find_blocks",
     "fit_scale",
     "forget_",
+    "install_",
     "is_quantized",
     "key_value_bits",
     "key_value_grid",
