@@ -81,8 +81,9 @@ def test_weights_are_mapped_not_read(tmp_path: Path) -> None:
     plan = uniform_plan(net, "int4")
     path = gq.save(quantize(net, plan), plan, tmp_path)
     packed = gq.load(path, net, packed=True)
-    (codes,) = (buffer for name, buffer in packed.named_buffers() if name.endswith("codes"))
-    assert codes.untyped_storage().nbytes() > codes.nbytes  # a view of the whole mapped file
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(path) in maps.read_text()
     assert sum(parameter.numel() for parameter in packed.parameters()) == 0
 
 

@@ -49,12 +49,15 @@ class Gguf:
 
     name = "gguf"
     suffix = ".gguf"
-    tolerance = 2e-3
     options: Mapping[str, str] = {
         "fallback": "float type for weights that no block type holds: F16 (default), F32 or BF16",
         "ternary": "type for ternary and binary weights: TQ1_0 (default, 1.69 bits) or TQ2_0 (2.06 bits)",
         "tokenizer": "folder whose tokenizer.json is written; that of the model when it came from one",
     }
+
+    def tolerance(self, plan: Plan) -> float:
+        """Scales are rounded to float16 once."""
+        return 2e-3
 
     def layers(self, plan: Plan, **options: Any) -> tuple[StoredLayer, ...]:
         """Foretell the type and size of every weight."""

@@ -122,11 +122,9 @@ def _notes(plan: Plan, choices: tuple[Choice, ...], level: int, opset: int) -> l
 
 
 def _clean_(model: Any) -> None:
-    """Share equal quantization steps, and drop names of files and functions that the trace carried along."""
+    """Drop what nobody reads, and the names of files and functions that the trace carried along."""
     passes = need("onnx_ir.passes.common", "onnx")
     for each in (
-        passes.DeduplicateInitializersPass(),
-        passes.CommonSubexpressionEliminationPass(),
         passes.RemoveUnusedNodesPass(),
         passes.RemoveUnusedOpsetsPass(),
         passes.ClearMetadataAndDocStringPass(),

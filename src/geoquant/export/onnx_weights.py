@@ -42,6 +42,9 @@ def pack_weights_(
         for choice in choices
     }
     need("onnxscript.optimizer", "onnx").optimize(model)
+    passes = need("onnx_ir.passes.common", "onnx")
+    passes.DeduplicateInitializersPass()(model)  # equal steps of activations, so that they are taken once
+    passes.CommonSubexpressionEliminationPass()(model)
     for value in itertools.chain.from_iterable(values.values()):
         model.graph.inputs.remove(value)
     return {

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 
 from geoquant.grids import ActivationScale, Grid, QuantizedMatrix
 from geoquant.models import Site
+from geoquant.models.intercept import unwatched
 from geoquant.plan import Plan
 from geoquant.quantize import install_
 
@@ -48,8 +49,9 @@ class PackedWeight(nn.Module):
     def forward(self, placeholder: Tensor) -> Tensor:
         """Return the weight in float32; what is given stands for the weight that is not there."""
         parts = {name: self.get_buffer(name) for name in self.names}
-        matrix = QuantizedMatrix.unpack(self.grid, self.site.matrix_shape, parts)
-        return self.site.restore(matrix.dequantize())
+        with unwatched():
+            matrix = QuantizedMatrix.unpack(self.grid, self.site.matrix_shape, parts)
+            return self.site.restore(matrix.dequantize())
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """Return an empty tensor: the weight lies in the packed parts."""
