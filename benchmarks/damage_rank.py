@@ -133,7 +133,7 @@ class Bench:
             marginals = self._timed(name, lambda: mine.marginals(self.subject))
             return lambda columns: float(marginals.damage(columns))
         if name == "sampled_plans_deployed":
-            mine = SampledPlans(budget, self.deploy)
+            mine = SampledPlans(budget, self.deploy, prior=PREDICTORS["modelopt_gradient"])
             sampled = self._timed(name, lambda: mine.sample(self.subject))
             return additive(sampled.beliefs.mean())
         if name not in self.known:

@@ -61,7 +61,7 @@ class Bench:
         if name == "marginal_kl":
             return MarginalKL(deploy=self.deploy, average_bits=budget, deploy_cost=1.0)
         if name == "sampled_plans":
-            return SampledPlans(budget, self.deploy, deploy_cost=1.0)
+            return SampledPlans(budget, self.deploy, prior=PREDICTORS["modelopt_gradient"], deploy_cost=1.0)
         return PREDICTORS[name]
 
     def row(self, name: str, budget: float, kept: list[dict[str, Any]]) -> dict[str, Any]:

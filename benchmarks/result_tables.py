@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -177,6 +178,100 @@ def roundings(document: Document) -> str:
     table = markdown(["rounding", *(f"{label} ({bits[label]:.2f})" for label in labels)], body)
     sets = "one calibration set" if seeds == 1 else f"{seeds} calibration sets"
     return f"{table}\n\nMeans over {sets}; in the head, in brackets: the plan's inclusive average bits."
+
+
+def budgets(document: Document) -> str:
+    """The default pipeline at each budget, with and without 8-bit ends."""
+    rows = [row for row in document["rows"] if " bits" in row["label"]]
+    found = {row["label"]: row for row in rows}
+    sizes = list(dict.fromkeys(row["label"].split(", ends")[0] for row in rows))
+    body = [
+        [shown, *(_figure(found.get(size + suffix)) for size in sizes)]
+        for suffix, shown in (("", "every layer as it comes"), (", ends at 8", "first and last layer at 8 bits"))
+    ]
+    seconds = max(row["seconds"] for row in rows)
+    seeds = max(row["seeds"] for row in rows)
+    heads = [size.removeprefix("weight_error, ") for size in sizes]
+    table = markdown(["GPTQ, norms corrected", *heads], body)
+    return (
+        f"{table}\n\nMeans over {seeds} calibration sets; rounding took at most {seconds:.0f} s, one core, others busy."
+    )
+
+
+def _figure(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['accuracy']:.1f}" + (f" ± {row['spread']:.1f}" if row["seeds"] > 1 else "")
+
+
+def predictors(document: Document) -> str:
+    """Accuracy of every predictor's plan at each budget, and what the predictor cost."""
+    rows = document["rows"]
+    sizes = sorted({row["budget"] for row in rows}, reverse=True)
+    body = []
+    for name in dict.fromkeys(row["predictor"] for row in rows):
+        mine = [row for row in rows if row["predictor"] == name]
+        cells = []
+        for size in sizes:
+            values = [row["accuracy"] for row in mine if row["budget"] == size]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        cost = statistics.mean(row["forward_equivalents"] for row in mine)
+        seconds = statistics.mean(row["seconds"] for row in mine)
+        body.append([f"`{name}`", *cells, f"{cost:.0f}", f"{seconds:.0f}"])
+    heads = ["predictor", *(f"{size:g} bits" for size in sizes), "forward-equivalents", "seconds"]
+    seeds = len({row["seed"] for row in rows})
+    return f"{markdown(heads, body)}\n\nMeans over {seeds} calibration set{'s' if seeds > 1 else ''}."
+
+
+def ranks(document: Document) -> str:
+    """Rank correlation of predicted and real damage, best first."""
+    rows = document["rows"]
+    sizes = sorted({row["average_bits"] for row in rows}, reverse=True)
+    found = {(row["predictor"], row["average_bits"]): row for row in rows}
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return ""
+        rank = row["spearman"]
+        return f"{rank['value']:.2f} ({rank['low']:.2f} to {rank['high']:.2f})"
+
+    names = sorted(
+        dict.fromkeys(row["predictor"] for row in rows),
+        key=lambda name: -sum(found[(name, size)]["spearman"]["value"] for size in sizes if (name, size) in found),
+    )
+    body = [
+        [
+            f"`{name}`",
+            *(cell(found.get((name, size))) for size in sizes),
+            f"{found[(name, sizes[-1])]['forward_equivalents']:.0f}",
+            f"{found[(name, sizes[-1])]['seconds']:.0f}",
+        ]
+        for name in names
+    ]
+    heads = ["predictor", *(f"{size:g} bits" for size in sizes), "forward-equivalents", "seconds"]
+    return markdown(heads, body)
+
+
+def peers(document: Document) -> str:
+    """Everyone at every budget."""
+    rows = document["rows"]
+    sizes = sorted({row["budget"] for row in rows if row["budget"] is not None}, reverse=True)
+    found = {(row["contestant"], row["budget"]): row for row in rows}
+    body = []
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        mine = [row for row in rows if row["contestant"] == name]
+        if all("reason" in row for row in mine):
+            body.append([name, f"does not apply: {mine[0]['reason']}", *[""] * len(sizes)])
+            continue
+        cells = [_peer_cell(found.get((name, size))) for size in sizes]
+        seconds = [row["seconds"] for row in mine if "seconds" in row]
+        body.append([name, *cells, f"{statistics.mean(seconds):.0f}"])
+    return markdown(["at delivered average bits", *(f"{size:.4g}" for size in sizes), "seconds"], body)
+
+
+def _peer_cell(row: dict[str, Any] | None) -> str:
+    return "" if row is None else "failed" if "reason" in row else _figure(row)
 
 
 def trained(document: Document) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from scipy.stats import spearmanr
 
@@ -50,7 +51,7 @@ def test_it_stops_as_soon_as_plans_are_predicted_well() -> None:
     easy, strict = (SampledPlans(3.3, plans=60, tolerance=t).sample(looked) for t in (10.0, 0.0))
     assert len(easy.beliefs.plans) == 23
     assert len(strict.beliefs.plans) == 59
-    assert strict.cost == 61
+    assert strict.cost == pytest.approx(61 + 4, abs=0.5)  # and FIT
     assert np.mean(strict.beliefs.stderr()) < np.mean(easy.beliefs.stderr())
 
 

@@ -2,10 +2,10 @@
 
 Damage at few bits is not what single layers do to the float net: layers act together, and rounding and norm correction
 mend much of it. So random plans of about the budget are deployed and measured by KL(float ‖ quantized), and Bayesian
-regression (`geoquant.sensitivity.beliefs`) shares their damages out among the choices, starting from their relative
-weight errors: as if all sites were equally important. Plans are drawn until the regression predicts each one well
-enough from all others. The table is good for plans of about this budget, and only for the pipeline that it was measured
-through. Needs no labels.
+regression (`geoquant.sensitivity.beliefs`) shares their damages out among the choices, starting from what a cheap
+predictor says of them at the float model. Plans are drawn until the regression predicts each one well enough from all
+others. The table is good for plans of about this budget, and only for the pipeline that it was measured through. Needs
+no labels.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from geoquant.evaluation import logits
-from geoquant.models import get_weight
 from geoquant.progress import task
 from geoquant.sensitivity.averaging import Array, rising
 from geoquant.sensitivity.beliefs import Beliefs, Columns, paired
 from geoquant.sensitivity.deploying import Deploy, divergences, round_to_nearest
+from geoquant.sensitivity.fit import Fit
 from geoquant.sensitivity.operating_point import random_columns, stored_bits, thrifty_columns
-from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
+from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject, table
 
 LEAST = 24
 """Plans before it is asked how well the regression does."""
@@ -55,6 +55,8 @@ class SampledPlans:
         average_bits: about which budget the plans are drawn.
         deploy: maps a grid per site to a quantized model of its own, through the pipeline that will deploy; by default
             sites are rounded to nearest.
+        prior: what is believed before any plan was deployed, up to a factor; FIT when None, which scores every site.
+            Where it applies, `modelopt_gradient` starts nearer to the truth.
         plans: how many are deployed at most.
         tolerance: no more are deployed once plans are missed by less than this share of their spread (see `Sampled`).
         deploy_cost: forward-equivalents of one call of `deploy`.
@@ -68,17 +70,22 @@ class SampledPlans:
         average_bits: float = 3.0,
         deploy: Deploy | None = None,
         *,
+        prior: Predictor | None = None,
         plans: int = 4 * LEAST,
         tolerance: float = 0.4,
         deploy_cost: float = 0.0,
     ) -> None:
         self.average_bits, self.deploy, self.plans = average_bits, deploy, plans
+        self.prior: Predictor = Fit() if prior is None else prior
         self.tolerance, self.deploy_cost = tolerance, deploy_cost
 
     def estimated_cost(self, subject: Subject) -> float:
         """Return the cost of half as many plans as are allowed."""
-        del subject
-        return 1 + (1 + self.deploy_cost) * max(min(self.plans, LEAST), self.plans / 2)
+        return (
+            self.prior.estimated_cost(subject)
+            + 1
+            + (1 + self.deploy_cost) * max(min(self.plans, LEAST), self.plans / 2)
+        )
 
     def measure(self, subject: Subject) -> DamageTable:
         """Return expected damages, rising with a choice's weight error; a site's best choice counts as zero."""
@@ -91,12 +98,13 @@ class SampledPlans:
     def sample(self, subject: Subject) -> Sampled:
         """Deploy plans and learn from them."""
         generator = np.random.default_rng([subject.seed, round(1000 * self.average_bits)])
+        prior = self.prior.measure(subject)
         wanted = logits(subject.model, subject.batches, subject.forward)
         cost, weights = stored_bits(subject), sum(site.weights for site in subject.sites)
         order = np.argsort(cost.sum(0), kind="stable")
         start = thrifty_columns(subject, self.average_bits)
         first = self._divergence(subject, start, wanted)
-        beliefs = Beliefs.of(_relative_errors(subject), start, float(np.average(first[0], weights=first[1])))
+        beliefs = Beliefs.of(np.array(prior.damage), start, float(np.average(first[0], weights=first[1])))
         missed = math.inf
         with task("deploying random plans", self.plans) as advance:
             advance()
@@ -107,7 +115,7 @@ class SampledPlans:
                 beliefs = beliefs.after(columns, *paired(values, first[0], shares))
                 missed = beliefs.missed() if len(beliefs.plans) >= LEAST - 1 else math.inf
                 advance()
-        spent = 1 + (1 + self.deploy_cost) * (1 + len(beliefs.plans))
+        spent = prior.cost + 1 + (1 + self.deploy_cost) * (1 + len(beliefs.plans))
         return Sampled(beliefs, missed, spent, subject.samples)
 
     def _divergence(self, subject: Subject, columns: Columns, wanted: list[Tensor]) -> tuple[Array, Array]:
@@ -117,12 +125,6 @@ class SampledPlans:
         parts = divergences(subject, deployed, wanted)
         values, weights = (torch.cat(each).double().cpu().numpy() for each in zip(*parts, strict=True))
         return values, weights
-
-
-def _relative_errors(subject: Subject) -> Array:
-    """Return ‖Q(w) − w‖² / ‖w‖² per (site, grid)."""
-    energy = [float(get_weight(subject.model, site).detach().double().square().sum()) for site in subject.sites]
-    return np.asarray(subject.squared_errors / np.maximum(energy, 1e-300)[:, None])
 
 
 PREDICTORS.register(SampledPlans.name, SampledPlans())
