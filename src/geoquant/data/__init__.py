@@ -1,5 +1,6 @@
 """Where do batches come from? Named image sets, folders, texts, callables, and the digits that are always at hand."""
 
+from geoquant.data.augment import AugmentedImages
 from geoquant.data.batches import Batch, Batches, check, collect, fingerprint, samples
 from geoquant.data.embedded import DIGITS_STATISTICS, digits
 from geoquant.data.hub import KNOWN_SETS, KnownSet
@@ -18,6 +19,7 @@ __all__ = [
     "DIGITS_STATISTICS",
     "IMAGENET",
     "KNOWN_SETS",
+    "AugmentedImages",
     "Batch",
     "Batches",
     "ImageSet",

@@ -1,11 +1,12 @@
 """A labelled set of small images: what is in it, and how it becomes the numbers that a model reads.
 
-Pixels stay uint8 (possibly mapped from the cache on disk) until a batch is asked for. Augmentation and
-resizing are out of scope: bring a callable that gives batches.
+Pixels stay uint8 (possibly mapped from the cache on disk) until a batch is asked for. Crops and mirror images are
+in `geoquant.data.augment`; resizing is out of scope: bring a callable that gives batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -19,6 +20,7 @@ from geoquant.errors import DataError
 
 Normalize = Literal["dataset", "imagenet", "none"]
 Pair = tuple[Tensor, Tensor]
+Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class ImageSet:
         Raises:
             DataError: grey images with ImageNet's constants, or a set whose constants nobody has measured.
         """
-        images, labels = self._pair(np.arange(len(self)), self.constants(normalize))
+        images, labels = self.pair(np.arange(len(self)), self.constants(normalize))
         return (images if channels_last else images.contiguous()), labels
 
     def batches(
@@ -132,7 +134,7 @@ class ImageSet:
         starts = range(0, len(order), size)
         note = f"{self.name} {self.split}, {len(order)} of {len(self)} images"
         note += "" if seed is None else f", seed {seed}"
-        return Batches(len(starts), lambda i: self._pair(order[starts[i] :][:size], constants), len(order), note)
+        return Batches(len(starts), lambda i: self.pair(order[starts[i] :][:size], constants), len(order), note)
 
     def constants(self, normalize: Normalize) -> PixelStatistics:
         """Return the mean and deviation that `normalize` stands for; errors as in `tensors`."""
@@ -154,8 +156,12 @@ class ImageSet:
             )
         return self.statistics
 
-    def _pair(self, rows: NDArray[np.int64], constants: PixelStatistics) -> Pair:
-        pixels = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)  # a view: channels last in memory
+    def pair(
+        self, rows: NDArray[np.int64], constants: PixelStatistics, change: Callable[[Pixels], Pixels] | None = None
+    ) -> Pair:
+        """Return normalized images (n, C, H, W) and labels of some rows, their pixels (n, H, W, C) changed first."""
+        chosen = self.images[rows] if change is None else change(self.images[rows])
+        pixels = torch.from_numpy(chosen).permute(0, 3, 1, 2)  # a view: channels last in memory
         mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (constants.mean, constants.std))
         return pixels.float().div_(255).sub_(mean).div_(std), torch.from_numpy(self.labels[rows])
 
