@@ -61,13 +61,11 @@ class ActivationQuantizer(nn.Module):
             self.stretch = nn.Parameter(torch.zeros(1, device=device))
         return self.stretch
 
-    def learned(self) -> ActivationScale:
-        """Return the scale where it is now, as a float32."""
-        if self.stretch is None:
-            return self.scale
-        moved = self.scale.scale * (1 + self.stretch.detach().clamp(min=-0.9))
-        return replace(self.scale, scale=float(moved))
+    def moved(self, stretch: Tensor) -> ActivationScale:
+        """Return the scale moved by `stretch` (1,), as a float32."""
+        return replace(self.scale, scale=float(self.scale.scale * (1 + stretch.detach().clamp(min=-0.9))))
 
     def stop_learning_(self) -> None:
         """Hold the scale where it is now."""
-        self.scale, self.stretch = self.learned(), None
+        if self.stretch is not None:
+            self.scale, self.stretch = self.moved(self.stretch), None

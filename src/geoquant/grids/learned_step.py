@@ -32,6 +32,7 @@ class _LearnedStep(torch.autograd.Function):
         limits: tuple[float, float],
         factor: float,
         held: Held | None,
+        pull: float,
     ) -> tuple[Tensor, Tensor]:
         divisor = torch.where(step == 0, torch.inf, step)
         x = values / divisor if zero is None else torch.addcdiv(zero, values, divisor)
@@ -39,7 +40,7 @@ class _LearnedStep(torch.autograd.Function):
         if held is not None:
             level = torch.where(held[0], held[1], level)
         ctx.save_for_backward(x, level, step, zero, None if held is None else held[0])
-        ctx.limits, ctx.factor, ctx.needs_step = limits, factor, step.requires_grad
+        ctx.limits, ctx.factor, ctx.needs_step, ctx.pull = limits, factor, step.requires_grad, pull
         ctx.mark_non_differentiable(level)
         return (level if zero is None else level - zero) * step, level
 
@@ -57,7 +58,9 @@ class _LearnedStep(torch.autograd.Function):
             if zero is not None:  # outside, the step multiplies level − zero
                 slope = slope.sub_(zero * ~inside)
             step_gradient = slope.mul_(gradient).sum_to_size(step.shape) * ctx.factor
-        return gradient * inside, step_gradient, None, None, None, None, None
+        if ctx.pull:
+            gradient = torch.addcmul(gradient, x - level, step, value=2 * ctx.pull)
+        return gradient * inside, step_gradient, None, None, None, None, None, None
 
 
 def learned_step(
@@ -68,6 +71,7 @@ def learned_step(
     limits: tuple[float, float],
     factor: float = 1.0,
     held: Held | None = None,
+    pull: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Return `values` on their grid, and their levels; gradients reach `values` and `step`.
 
@@ -79,6 +83,8 @@ def learned_step(
         limits: the range of x = values / step + zero inside which gradients pass (`step_limits`, `clip_limits`).
         factor: of the step's gradient; LSQ takes 1/√(n · highest level) for n values that share a step.
         held: which values are frozen, and to which levels; they receive no gradient.
+        pull: λ of dampening (Nagel et al., arXiv:2203.11086): the gradient of λ Σ (value − result)² over the values
+            inside, results held fixed, is added to that of `values` in each backward pass.
 
     >>> from geoquant.grids.formats import Integer
     >>> w, step = torch.tensor([0.6, 9.0], requires_grad=True), torch.tensor(0.5, requires_grad=True)
@@ -87,7 +93,7 @@ def learned_step(
     >>> quantized.tolist(), w.grad.tolist(), round(step.grad.item(), 6)  # (1 − 1.2) + 3
     ([0.5, 1.5], [1.0, 0.0], 2.8)
     """
-    result: tuple[Tensor, Tensor] = _LearnedStep.apply(values, step, zero, format, limits, factor, held)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _LearnedStep.apply(values, step, zero, format, limits, factor, held, pull)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -3,7 +3,26 @@
 from geoquant.recovery.feeding import Source
 from geoquant.recovery.latents import Latents, prepare_
 from geoquant.recovery.objective import Objective
-from geoquant.recovery.recovering import Recovered, recover_
+from geoquant.recovery.recovering import recover_
+from geoquant.recovery.run import Recovered, Watching
+from geoquant.recovery.running import Stepper, reestimate_norms_, training_mode_
 from geoquant.recovery.settings import RecoveryError, Settings
+from geoquant.recovery.trace import Trace, TracePoint, Tracer
 
-__all__ = ["Latents", "Objective", "Recovered", "RecoveryError", "Settings", "Source", "prepare_", "recover_"]
+__all__ = [
+    "Latents",
+    "Objective",
+    "Recovered",
+    "RecoveryError",
+    "Settings",
+    "Source",
+    "Stepper",
+    "Trace",
+    "TracePoint",
+    "Tracer",
+    "Watching",
+    "prepare_",
+    "recover_",
+    "reestimate_norms_",
+    "training_mode_",
+]

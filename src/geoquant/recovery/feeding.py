@@ -75,10 +75,7 @@ class Walked:
             DataError: the loader ends early.
         """
         if self._place != (epoch, index):
-            torch.manual_seed(mixed(self._seed, epoch))
-            self._walk = iter(self._loader)
-            for _ in range(index):
-                next(self._walk, None)
+            self.go_to(epoch, index)
         self._place = epoch, index + 1
         try:
             return next(self._walk)
@@ -87,6 +84,14 @@ class Walked:
                 f"the batches end after {index} although they said {len(self)}; give a list or a loader that can be "
                 "walked once in every epoch"
             ) from error
+
+    def go_to(self, epoch: int, index: int) -> None:
+        """Walk to a place, so that the batch there comes next."""
+        torch.manual_seed(mixed(self._seed, epoch))
+        self._walk = iter(self._loader)
+        for _ in range(index):
+            next(self._walk, None)
+        self._place = epoch, index
 
 
 def as_source(batches: Any, seed: int) -> Source:

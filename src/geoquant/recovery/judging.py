@@ -6,7 +6,7 @@ takes part: a recovery that finds nothing better leaves the model as it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from geoquant.data import collect
 from geoquant.models import batch_size, evaluating
+from geoquant.recovery.checkpoint import load_model_tensors_, model_tensors
 from geoquant.recovery.objective import Objective
+from geoquant.storage import Json
 
 
 class Judge:
@@ -49,7 +51,7 @@ class Judge:
             self.start = loss
         if self.best is None or loss < self.best:
             self.best, self.best_step, self._waited = loss, step, 0
-            self._kept = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self._kept = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
         else:
             self._waited += 1
         return self._patience is None or self._waited < self._patience
@@ -69,5 +71,19 @@ class Judge:
         """Put back the best state seen; return its step, None where nobody looked."""
         if self.best is None:
             return None
-        model.load_state_dict(self._kept)
+        load_model_tensors_(model, self._kept)
         return self.best_step
+
+    def document(self) -> Json:
+        """Return what a checkpoint needs of the judge, tensors apart."""
+        return {"start": self.start, "best": self.best, "best_step": self.best_step, "waited": self._waited}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the best state seen."""
+        return {f"best/{name}": tensor for name, tensor in self._kept.items()}
+
+    def load_(self, document: Json, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `document` and `tensors` returned."""
+        self.start, self.best = document["start"], document["best"]
+        self.best_step, self._waited = document["best_step"], document["waited"]
+        self._kept = {name.removeprefix("best/"): each for name, each in tensors.items() if name.startswith("best/")}

@@ -12,11 +12,14 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from geoquant.grids import SCALE_DTYPES, PerChannel, PerTensor, QuantizedMatrix, Scales, clip_limits
 from geoquant.grids.learned_step import learned_step, step_limits
 from geoquant.models import Site
 from geoquant.models.views import ROWS
+from geoquant.recovery.oscillation import Oscillation
+from geoquant.recovery.sharding import whole
 
 
 class LatentWeight(nn.Module):
@@ -29,7 +32,9 @@ class LatentWeight(nn.Module):
 
     Attributes:
         stretch: relative change of the steps, of the shape of the scales; None where they are fixed.
+        oscillation: watches the levels; None until `watch_`.
         bypassed: whether the latent weight is passed on as it is.
+        pull: weight of dampening.
 
     >>> from geoquant.grids import Grid
     >>> from geoquant.models import find_sites
@@ -54,21 +59,48 @@ class LatentWeight(nn.Module):
         assert limits is not None
         self._limits = limits
         self._factor = 1 / math.sqrt(site.weights / self.scale.numel() * _highest(start))
+        self.oscillation: Oscillation | None = None
         self.bypassed = False
+        self.pull = 0.0
+        self._noting = False
 
     def steps(self) -> Tensor:
         """Return the steps as they are now, in weight units, of the shape of the scales."""
-        return self.scale if self.stretch is None else self.scale * (1 + self.stretch)
+        if self.stretch is None:
+            return self.scale
+        sharded = isinstance(self.stretch, DTensor)  # outside of a forward under FSDP
+        return self.scale * (1 + (whole(self.stretch) if sharded else self.stretch))
+
+    def watch_(self, latent: Tensor) -> None:
+        """Track oscillations from now on."""
+        self.oscillation = Oscillation(self.round(latent)[1])
+
+    def note_(self, threshold: float | None = None) -> None:
+        """Let the next forward take note of the levels, and hold weights that oscillate more than `threshold`.
+
+        Levels are noted in the forward, where they are known in any case and in one piece under sharding too.
+        """
+        if self.oscillation is not None:
+            self._noting = True
+            if threshold is not None:
+                self.oscillation.freeze_(threshold, self.grid.format)
 
     def forward(self, latent: Tensor) -> Tensor:
         """Return the weight on its grid."""
-        return latent if self.bypassed else self.round(latent)[0]
+        if self.bypassed:
+            return latent
+        quantized, level = self.round(latent)
+        if self._noting and self.oscillation is not None:
+            self.oscillation.note_(level)
+            self._noting = False
+        return quantized
 
     def round(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Return the weight on its grid and its levels, both of the shape of `latent`."""
         zero = None if self.zero is None else self.spread(self.zero)
-        step = self.spread(self.steps())
-        return learned_step(latent, step, zero, self.grid.format, self._limits, self._factor)
+        step, seen = self.spread(self.steps()), self.oscillation
+        held = (seen.frozen, seen.held) if seen is not None and seen.any_frozen else None
+        return learned_step(latent, step, zero, self.grid.format, self._limits, self._factor, held, self.pull)
 
     def spread(self, values: Tensor) -> Tensor:
         """Return values of the shape of the scales so that they broadcast against the weight."""

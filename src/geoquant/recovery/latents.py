@@ -8,6 +8,7 @@ begins at the quantized model that was measured, and weights whose rounding was 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,17 +19,26 @@ from torch.nn.utils import parametrize
 
 from geoquant.errors import PlanError
 from geoquant.grids import QuantizedMatrix
-from geoquant.models import Site, get_weight, select
+from geoquant.models import Site, get_weight, other_tensors, select
 from geoquant.models.entering import owners
 from geoquant.plan import Plan
-from geoquant.quantize import ActivationQuantizer, QuantizedState, quantized_state, quantizers_of
+from geoquant.quantize import (
+    ActivationQuantizer,
+    QuantizedState,
+    attach_,
+    is_quantized,
+    quantized_state,
+    quantizers_of,
+)
 from geoquant.quantize.learning import into_cells
 from geoquant.quantize.network import free_parameters
 from geoquant.quantize.state import remember_
 from geoquant.recovery.latent_weight import LatentWeight
 from geoquant.recovery.settings import Settings
+from geoquant.recovery.sharding import whole
 
 _HIGH_PRECISION = 16
+_FIRST_THRESHOLD = 0.1  # of the oscillation frequency, from which the threshold of freezing falls
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +64,13 @@ class Latents:
     flags: dict[str, bool]
 
     def latent(self, name: str) -> Tensor:
-        """Return the latent weight behind the weight called `name`; while sharded, the whole of it."""
-        owner, _, attribute = name.rpartition(".")
-        found = self.model.get_submodule(owner).parametrizations[attribute].original  # type: ignore[index, union-attr]
-        return whole(found)
+        """Return the latent weight behind the weight called `name`, detached; while sharded, the whole of it."""
+        return whole(self._parameter(name))
+
+    def gradient(self, name: str) -> Tensor:
+        """Return the gradient of a latent weight, likewise; zeros where it has none."""
+        parameter = self._parameter(name)
+        return torch.zeros_like(whole(parameter)) if parameter.grad is None else whole(parameter.grad)
 
     def groups(self, settings: Settings) -> list[dict[str, Any]]:
         """Return parameter groups for an optimizer: latent weights, steps, and the free parameters."""
@@ -76,6 +89,20 @@ class Latents:
         owner, _, attribute = name.rpartition(".")
         return self.model.get_submodule(owner).parametrizations[attribute].original  # type: ignore[index, union-attr, no-any-return]
 
+    def watch_(self) -> None:
+        """Track oscillations from now on (`geoquant.recovery.oscillation`)."""
+        for name, each in self.weights.items():
+            each.watch_(self._parameter(name))
+
+    def begin_step_(self, done: float, settings: Settings) -> None:
+        """Say that a step begins, at a share `done` of the run: for what is noted, frozen, and pulled in it."""
+        rise = 0.5 * (1 - math.cos(math.pi * done))
+        end = settings.freeze
+        threshold = None if end is None else max(end, _FIRST_THRESHOLD) * (1 - rise) + end * rise
+        for each in self.weights.values():
+            each.pull = settings.dampening * rise
+            each.note_(threshold)
+
     def bypass_(self, bypassed: bool) -> None:
         """Let the model multiply latent weights as they are, or quantized ones again."""
         for each in self.weights.values():
@@ -85,21 +112,38 @@ class Latents:
     def finished(self) -> QuantizedState:
         """Return codes and scales as they are now; the model stays as it is."""
         matrices = {name: each.finish(self.latent(name)) for name, each in self.weights.items()}
-        scales = {each.name: each.learned() for each in self.inputs}
+        scales = {each.name: each.moved(whole(each.stretch)) for each in self.inputs if each.stretch is not None}
         return replace(self.state, matrices={**self.state.matrices, **matrices}, scales={**self.state.scales, **scales})
 
     def finish_(self) -> QuantizedState:
-        """Turn the prepared model into an ordinary quantized model, in place; return what it remembers."""
+        """Turn the prepared model into an ordinary quantized model, in place; return what it remembers.
+
+        A model that FSDP has sharded stays as it is: write into another one with `hand_over_`.
+        """
         state = self.finished()
         for name in self.weights:
             for owner, attribute in owners(self.model, _site(state.plan, name)):
                 parametrize.remove_parametrizations(owner, attribute, leave_parametrized=False)
         for each in self.inputs:
             delattr(*_place(self.model, state.plan, each))
-            each.stop_learning_()
+            each.stretch = None
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.flags[name])
         remember_(self.model, state)
+        return state
+
+    @torch.no_grad()
+    def hand_over_(self, model: nn.Module) -> QuantizedState:
+        """Give what was trained to another model of the same layout, float or quantized; return what it remembers."""
+        state, sites = self.finished(), self.state.plan.inventory.sites
+        if is_quantized(model):
+            remember_(model, state)
+        else:
+            attach_(model, state, sites)
+        found = self.model.state_dict()
+        for name, tensor in other_tensors(model, sites).items():
+            with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+                tensor.copy_(whole(found[name]))
         return state
 
 
@@ -144,12 +188,6 @@ def prepare_(
         owner, attribute = _place(model, state.plan, each)
         owner.add_module(attribute, each)
     return Latents(model, weights, tuple(inputs), names, state, starts, flags)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a sharded tensor in one piece, and any other as it is."""
-    gather = getattr(tensor, "full_tensor", None)
-    return tensor.detach() if gather is None else gather().detach()
 
 
 def _chosen(state: QuantizedState, layers: Iterable[str] | None) -> list[Site]:

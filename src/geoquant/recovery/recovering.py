@@ -9,8 +9,8 @@ rates are too high, which validation would show. Why training can find what roun
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,38 +18,18 @@ from torch import nn
 
 from geoquant.data import collect
 from geoquant.errors import PlanError
-from geoquant.models import Forward, other_tensors, take_inventory
+from geoquant.models import Forward, take_inventory
 from geoquant.plan import Plan
-from geoquant.progress import task
-from geoquant.quantize import attach_, is_quantized, quantize, quantized_state
-from geoquant.quantize.state import remember_
-from geoquant.recovery.feeding import Source, as_source, mixed
-from geoquant.recovery.judging import Judge
-from geoquant.recovery.latents import Latents, prepare_
+from geoquant.quantize import is_quantized, quantize, quantized_state
+from geoquant.recovery.distributing import make_crew
+from geoquant.recovery.feeding import Source, as_source
+from geoquant.recovery.latents import prepare_
 from geoquant.recovery.objective import Loss, Objective
-from geoquant.recovery.running import Stepper, reestimate_norms_, training_mode_
+from geoquant.recovery.run import Recovered, Run, Watching
 from geoquant.recovery.settings import Settings
 
 _CALIBRATION = 512
-
-
-@dataclass(frozen=True, eq=False)
-class Recovered:
-    """What a recovery did.
-
-    Attributes:
-        settings: what it was asked.
-        steps: optimizer steps that led to the result.
-        losses: training loss of every step taken.
-        start: validation loss before the first step; None without validation data.
-        best: validation loss of the result; None without validation data.
-    """
-
-    settings: Settings
-    steps: int
-    losses: tuple[float, ...]
-    start: float | None = None
-    best: float | None = None
+_WATCHING = {each.name for each in fields(Watching)}
 
 
 def recover_(
@@ -60,103 +40,54 @@ def recover_(
     *,
     teacher: nn.Module | None = None,
     layers: Iterable[str] | None = None,
-    validation: Sequence[Any] | None = None,
-    validate_every: int | None = None,
-    patience: int | None = None,
     forward: Forward | None = None,
     calibration: Iterable[Any] | None = None,
-    **settings: Any,
+    parallel: str = "auto",
+    watching: Watching | None = None,
+    **options: Any,
 ) -> Recovered:
     """Train a quantized model on its grids, in place.
 
     Args:
         model: quantized by this plan; or the float model, which is quantized first and then serves as the teacher.
         plan: a grid per site.
-        batches: what to train on: a list of batches, a loader, or a `Source`.
+        batches: what to train on: a list of batches, a loader, or a `Source` such as `geoquant.data.AugmentedImages`.
         loss: ``loss(logits, batch)``; cross-entropy with the batch's targets when None.
         teacher: the float model: its answers are learned (with ``labels=0.3``, three tenths of the loss come from
             labels), and its weights are where latent weights start.
         layers: names or patterns of the layers to train, for example those that a diagnosis names; all when None.
-        validation: batches on which the same loss is measured before training, every `validate_every` steps (an epoch,
-            when None) and at the end; the best state seen is what remains, the one before training included.
-        validate_every: steps.
-        patience: stop after so many validations without a better one.
         forward: how to call the model, where the usual ways do not fit.
         calibration: for a float model: batches to quantize with; the first 512 training samples when None.
-        **settings: fields of `Settings`: ``epochs``, ``method``, ``rate``, ``norms``, ...
+        parallel: "auto", "none", "ddp" or "fsdp" (see `geoquant.recovery.distributing`).
+        watching: validation, traces and checkpoints as one value.
+        **options: fields of `Settings` (``epochs``, ``method``, ``rate``, ``norms``, ...) and of `Watching`
+            (``validation``, ``checkpoint``, ``resume``, ...), which replace those of `watching`.
+
+    Returns:
+        What happened: losses, validation, a trace.
 
     Raises:
         PlanError: the plan belongs to another model, or the model was quantized by another plan.
         DataError: there are no batches, or labels are wanted and missing.
-        RecoveryError, UnknownNameError: a setting makes no sense.
+        RecoveryError, UnknownNameError: a setting makes no sense, or the checkpoint is of another run.
     """
-    chosen = Settings(**settings)
-    source = as_source(batches, chosen.seed)
-    work, teacher = _quantized_copy(model, plan, source, teacher, calibration, forward)
-    objective = Objective(loss, teacher, chosen.labels, chosen.temperature, forward)
-    latents = prepare_(
-        work,
-        reference=teacher,
-        method=chosen.method,
-        layers=layers,
-        activations=chosen.activations,
-        free=chosen.free_rate > 0,
-    )
-    run = _Run(latents, source, objective, chosen, Judge(objective, validation, patience), validate_every, forward)
-    result = run.go()
-    _hand_over_(latents, model)
+    looks = {name: options.pop(name) for name in list(options) if name in _WATCHING}
+    settings, watched = Settings(**options), replace(watching or Watching(), **looks)
+    crew, source = make_crew(parallel), as_source(batches, settings.seed)
+    with torch.random.fork_rng():
+        work, teacher = _quantized_copy(model, plan, source, teacher, calibration, forward)
+        objective = Objective(loss, teacher, settings.labels, settings.temperature, forward)
+        latents = prepare_(
+            work,
+            reference=teacher,
+            method=settings.method,
+            layers=layers,
+            activations=settings.activations,
+            free=settings.free_rate > 0,
+        )
+        result = Run(latents, source, objective, settings, watched, forward, crew).go()
+        latents.hand_over_(model)
     return result
-
-
-class _Run:
-    """One training run on a prepared model."""
-
-    def __init__(
-        self,
-        latents: Latents,
-        source: Source,
-        objective: Objective,
-        settings: Settings,
-        judge: Judge,
-        validate_every: int | None,
-        forward: Forward | None,
-    ) -> None:
-        self._latents, self._source, self._settings, self._judge = latents, source, settings, judge
-        self._total = settings.total_steps(len(source))
-        self._every = validate_every or len(source)
-        self._forward = forward
-        self._stepper = Stepper(latents.model, latents, objective, settings, self._total)
-
-    def go(self) -> Recovered:
-        model, settings, losses = self._latents.model, self._settings, list[float]()
-        training_mode_(model, settings)
-        with torch.random.fork_rng(), task("recovering", self._total) as advance:
-            torch.manual_seed(mixed(settings.seed, 0))
-            self._judge.look(model, 0)
-            for step in range(self._total):
-                batch = self._batch(step)
-                losses.append(float(self._stepper.gradient_(batch)))
-                self._stepper.move_(step)
-                advance()
-                done = step + 1
-                if done % self._every == 0 and done < self._total and not self._judge.look(model, done):
-                    break
-            steps = self._finish_(len(losses))
-        return Recovered(settings, steps, tuple(losses), self._judge.start, self._judge.best)
-
-    def _batch(self, step: int) -> Any:
-        return self._source.batch(*divmod(step, len(self._source)))
-
-    def _finish_(self, done: int) -> int:
-        """Re-estimate the norms, and go back to the best state; return the step it is from."""
-        model, settings = self._latents.model, self._settings
-        if settings.norms == "train" and settings.reestimate:
-            first = max(0, done - settings.reestimate)
-            reestimate_norms_(model, (self._batch(step) for step in range(first, done)), self._forward)
-        self._judge.look(model, done)
-        best = self._judge.restore_(model)
-        model.eval()
-        return done if best is None else best
 
 
 def _quantized_copy(
@@ -182,19 +113,3 @@ def _quantized_copy(
 
 def _first(source: Source) -> tuple[Any, ...]:
     return collect((source.batch(0, index) for index in range(len(source))), _CALIBRATION)
-
-
-@torch.no_grad()
-def _hand_over_(latents: Latents, model: nn.Module) -> None:
-    """Make `model` what the trained copy has become."""
-    work, was = latents.model, is_quantized(model)
-    state = latents.finish_()
-    sites = state.plan.inventory.sites
-    if was:
-        remember_(model, state)
-    else:
-        attach_(model, state, sites)
-    found = other_tensors(work, sites)
-    for name, tensor in other_tensors(model, sites).items():
-        with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
-            tensor.copy_(found[name])

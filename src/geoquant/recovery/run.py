@@ -1,0 +1,242 @@
+"""A run from its first step to its last: what surrounds the steps?
+
+Validation, traces, checkpoints, the share of each process, and the end: norms re-estimated, the best state put back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geoquant.models import Forward
+from geoquant.progress import task
+from geoquant.recovery.checkpoint import (
+    CHECKPOINT_FILE,
+    check_same_run,
+    load_model_tensors_,
+    load_optimizer_tensors_,
+    load_random_tensors_,
+    model_tensors,
+    optimizer_tensors,
+    random_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from geoquant.recovery.distributing import Crew
+from geoquant.recovery.feeding import Source, Walked, mixed
+from geoquant.recovery.judging import Judge
+from geoquant.recovery.latents import Latents
+from geoquant.recovery.objective import Objective
+from geoquant.recovery.running import Stepper, reestimate_norms_, training_mode_
+from geoquant.recovery.settings import Settings
+from geoquant.recovery.trace import Trace, TracePoint, Tracer
+from geoquant.storage import Json
+
+_TRACE_POINTS = 20
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What is looked at during a run, and what is kept of it.
+
+    Attributes:
+        validation: batches of the judge; None for none.
+        validate_every: steps between its looks; an epoch when None.
+        patience: looks without a better state after which the run ends.
+        trace_every: steps between trace points; 20 points over the run when None, none at all when 0.
+        trace_batch: where the trace looks; the first validation or training batch when None.
+        river: directions along which the basin has no wall, by weight (see `Tracer`).
+        checkpoint: folder of the checkpoint; None writes none.
+        checkpoint_every: steps between checkpoints; an epoch when None.
+        resume: whether to go on from the checkpoint, where there is one.
+    """
+
+    validation: Sequence[Any] | None = None
+    validate_every: int | None = None
+    patience: int | None = None
+    trace_every: int | None = None
+    trace_batch: Any = None
+    river: Mapping[str, Tensor] | None = None
+    checkpoint: Path | str | None = None
+    checkpoint_every: int | None = None
+    resume: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Recovered:
+    """What a recovery did.
+
+    Attributes:
+        settings: what it was asked.
+        steps: optimizer steps that led to the result; 0 where nothing better than the beginning was found.
+        losses: training loss of every step taken.
+        start: validation loss before the first step; None without validation data.
+        best: validation loss of the result; None without validation data.
+        trace: looks at the run.
+    """
+
+    settings: Settings
+    steps: int
+    losses: tuple[float, ...]
+    start: float | None = None
+    best: float | None = None
+    trace: Trace = field(default_factory=Trace)
+
+    def __str__(self) -> str:
+        said = f"{len(self.losses)} steps, training loss {self.losses[0]:.4g} → {self.losses[-1]:.4g}"
+        if self.start is not None and self.best is not None:
+            said += f"; validation {self.start:.4g} → {self.best:.4g} (step {self.steps})"
+        return said
+
+
+class Run:
+    """One training run on a prepared model.
+
+    Args:
+        latents: the prepared model.
+        source: batches.
+        objective: the loss.
+        settings: of the training.
+        watching: of what surrounds it.
+        forward: how to call the model.
+        crew: the processes that take part.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        source: Source,
+        objective: Objective,
+        settings: Settings,
+        watching: Watching,
+        forward: Forward | None,
+        crew: Crew,
+    ) -> None:
+        self._latents, self._source, self._objective = latents, source, objective
+        self._settings, self._watching, self._forward, self._crew = settings, watching, forward, crew
+        self._total = settings.total_steps(len(source))
+        self._losses: list[float] = []
+        self._points: list[TracePoint] = []
+        self._judge = Judge(objective, watching.validation, watching.patience)
+        latents.watch_()
+        self._stepper = Stepper(crew.wrap(latents.model), latents, objective, settings, self._total)
+        self._tracer, self._trace_every = self._make_tracer()
+        self._stopped = False
+
+    def _make_tracer(self) -> tuple[Tracer, int]:
+        watching = self._watching
+        batch = watching.trace_batch
+        if batch is None:
+            batch = watching.validation[0] if watching.validation else self._source.batch(0, 0)
+        every = max(1, self._total // _TRACE_POINTS) if watching.trace_every is None else watching.trace_every
+        return Tracer(self._latents, self._objective, batch, watching.river), every
+
+    def go(self) -> Recovered:
+        """Train; leave the prepared model in the best state seen, in eval mode."""
+        training_mode_(self._latents.model, self._settings)
+        with task("recovering", self._total) as advance:
+            torch.manual_seed(mixed(self._settings.seed, 0))
+            self._begin_()
+            for _ in range(len(self._losses)):
+                advance()
+            while len(self._losses) < self._total and not self._stopped:
+                self._step_()
+                advance()
+            steps = self._finish_()
+        trace = Trace(tuple(self._points))
+        return Recovered(self._settings, steps, tuple(self._losses), self._judge.start, self._judge.best, trace)
+
+    def _begin_(self) -> None:
+        if self._watching.resume and self._path is not None and self._path.exists():
+            self._resume_(self._path)
+            return
+        self._look(0)
+        self._trace(0)
+
+    def _step_(self) -> None:
+        step = len(self._losses)
+        batch, weight = self._crew.share(self._batch(step))
+        self._latents.begin_step_(step / self._total, self._settings)
+        loss = self._crew.mean(self._stepper.gradient_(batch, weight) * weight)
+        self._stepper.move_(step)
+        self._losses.append(float(loss))
+        done, last = step + 1, step + 1 == self._total
+        self._trace(done)
+        if not last and done % (self._watching.validate_every or len(self._source)) == 0:
+            self._stopped = not self._look(done)
+        if done % (self._watching.checkpoint_every or len(self._source)) == 0 or last or self._stopped:
+            self._keep()
+
+    def _look(self, done: int) -> bool:
+        if self._settings.norms == "train":
+            self._crew.agree_(self._latents.model)
+        return self._judge.look(self._latents.model, done)
+
+    def _trace(self, done: int) -> None:
+        if self._trace_every and (done % self._trace_every == 0 or done == self._total):
+            self._points.append(self._tracer.look(done, self._losses[-1] if self._losses else 0.0))
+
+    def _batch(self, step: int) -> Any:
+        return self._source.batch(*divmod(step, len(self._source)))
+
+    def _finish_(self) -> int:
+        """Re-estimate the norms, and go back to the best state; return the step it is from."""
+        model, settings, done = self._latents.model, self._settings, len(self._losses)
+        if settings.norms == "train" and settings.reestimate:
+            first = max(0, done - settings.reestimate)
+            reestimate_norms_(model, (self._batch(step) for step in range(first, done)), self._forward)
+        self._look(done)
+        best = self._judge.restore_(model)
+        model.eval()
+        return done if best is None else best
+
+    @property
+    def _path(self) -> Path | None:
+        folder = self._watching.checkpoint
+        return None if folder is None else Path(folder) / CHECKPOINT_FILE
+
+    def _identity(self) -> Json:
+        """Return what must be equal for a run to go on from a checkpoint."""
+        plan = self._latents.state.plan
+        grids = hashlib.sha256(repr((plan.inventory.names, plan.names, plan.activations)).encode()).hexdigest()
+        layers = [each.site.name for each in self._latents.weights.values()]
+        return {"settings": asdict(self._settings), "batches": len(self._source), "plan": grids, "layers": layers}
+
+    def _keep(self) -> None:
+        """Write a checkpoint; every process collects, the first one writes."""
+        if self._path is None:
+            return
+        tensors = {
+            **model_tensors(self._latents.model),
+            **optimizer_tensors(self._stepper.optimizer),
+            **self._judge.tensors(),
+            **random_tensors(),
+        }
+        document = {
+            **self._identity(),
+            "losses": self._losses,
+            "judge": self._judge.document(),
+            "trace": [asdict(point) for point in self._points],
+            "stopped": self._stopped,
+        }
+        if self._crew.first:
+            write_checkpoint(self._path, document, tensors)
+
+    def _resume_(self, path: Path) -> None:
+        document, tensors = read_checkpoint(path)
+        check_same_run(path, document, self._identity())
+        load_model_tensors_(self._latents.model, tensors)
+        load_optimizer_tensors_(self._stepper.optimizer, tensors)
+        self._judge.load_(document["judge"], tensors)
+        self._losses = list(document["losses"])
+        self._points = [TracePoint(**point) for point in document["trace"]]
+        self._stopped = document["stopped"]
+        if isinstance(self._source, Walked) and len(self._losses) < self._total:
+            self._source.go_to(*divmod(len(self._losses), len(self._source)))
+        load_random_tensors_(tensors)
