@@ -7,12 +7,12 @@ import math
 
 import pytest
 import torch
+from tests.recovery.toys import BATCH, FixedScale, Point
 from torch import Tensor
 
 import geoquant as gq
 from geoquant.errors import FileFormatError
 from geoquant.recovery import Objective, Trace, Tracer, prepare_, recover_
-from tests.recovery.toys import BATCH, FixedScale, Point
 
 
 def tracer_at(start: float, wanted: float, river: dict[str, Tensor] | None = None) -> Tracer:

@@ -13,7 +13,14 @@ from torch import distributed, nn
 import geoquant as gq
 from geoquant.recovery import Recovered, recover_
 
-SETTINGS: dict[str, Any] = {"steps": 6, "rate": 0.3, "free_rate": 0.1, "optimizer": "sgd", "norms": "frozen", "trace_every": 3}
+SETTINGS: dict[str, Any] = {
+    "steps": 6,
+    "rate": 0.3,
+    "free_rate": 0.1,
+    "optimizer": "sgd",
+    "norms": "frozen",
+    "trace_every": 3,
+}
 
 
 def train(net: nn.Module, batches: list[Any], **options: Any) -> tuple[nn.Module, Recovered]:
