@@ -25,6 +25,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     # quanto compiles a small extension the first time that it unpacks: ninja and a C++ compiler.
     "quanto": ("optimum-quanto==0.2.7",),
     "hqq": ("hqq==0.2.8.post1",),
+    "brevitas": ("brevitas==0.13.4",),
     "auto_round": ("auto-round==0.16.1",),
 }
 # Wheels that would bring a torch of their own: their requirements are met already.

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from geoquant.errors import GridError, suggest
 from geoquant.grids.formats import NumberFormat, clip_limits, find_format
+from geoquant.grids.learned_step import learned_step
 from geoquant.grids.scales import max_abs
 from geoquant.grids.ste import straight_through
 
@@ -166,10 +167,11 @@ class ActivationGrid:
         """
         return self._onto(values, lambda x: (scale.scale, scale.zero))
 
-    def quantize_learnably(self, values: Tensor, scale: Tensor, zero: int = 0) -> Tensor:
+    def quantize_learnably(self, values: Tensor, scale: Tensor, zero: int = 0, factor: float = 1.0) -> Tensor:
         """Return `values` on the grid of a scale that receives a gradient too (LSQ, Esser et al., arXiv:1902.08153).
 
-        Inside the range a scale moves the rounding error with it, outside the end level.
+        Inside the range a scale moves the rounding error with it, outside the end level; its gradient counts `factor`
+        times.
 
         >>> grid, scale = ActivationGrid.parse("int2:affine"), torch.tensor(1.0, requires_grad=True)
         >>> grid.quantize_learnably(torch.tensor([0.75, 9.0]), scale).sum().backward()
@@ -178,10 +180,9 @@ class ActivationGrid:
         """
         levels = self.format.levels
         assert levels is not None
-        x = values.float() / scale + zero
-        held = x.clamp(float(levels[0]), float(levels[-1]))
-        level = held + (self.format.nearest(x.detach().clone()) - held).detach()
-        return ((level - zero) * scale).to(values.dtype)
+        ends = float(levels[0]), float(levels[-1])
+        shift = scale.new_tensor(float(zero)) if zero else None
+        return learned_step(values.float(), scale, shift, self.format, ends, factor)[0].to(values.dtype)
 
     def quantize_dynamically(self, values: Tensor, by_sample: bool = False) -> Tensor:
         """Return `values` on a grid that covers what came.

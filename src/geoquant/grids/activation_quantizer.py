@@ -6,6 +6,7 @@ from, is decided elsewhere (`geoquant.models.entering`, `geoquant.geometry.clipp
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -52,8 +53,16 @@ class ActivationQuantizer(nn.Module):
         if self.scale.scale == 0:
             return values
         if self.stretch is not None:
-            return self.grid.quantize_learnably(values, self.scale.scale * (1 + self.stretch), self.scale.zero)
+            scale = self.scale.scale * (1 + self.stretch)
+            return self.grid.quantize_learnably(values, scale, self.scale.zero, self._factor(values))
         return self.grid.quantize(values, self.scale)
+
+    def _factor(self, values: Tensor) -> float:
+        """Return LSQ's 1/√(features · highest level)."""
+        levels = self.grid.format.levels
+        assert levels is not None
+        features = math.prod(values.shape[1:])
+        return 1 / math.sqrt(features * float(levels[-1]))
 
     def start_learning_(self, device: torch.device) -> nn.Parameter | None:
         """Make the scale learnable from now on; None where there is no static scale."""

@@ -40,7 +40,7 @@ class _LearnedStep(torch.autograd.Function):
         if held is not None:
             level = torch.where(held[0], held[1], level)
         ctx.save_for_backward(x, level, step, zero, None if held is None else held[0])
-        ctx.limits, ctx.factor, ctx.needs_step, ctx.pull = limits, factor, step.requires_grad, pull
+        ctx.limits, ctx.factor, ctx.pull = limits, factor, pull
         ctx.mark_non_differentiable(level)
         return (level if zero is None else level - zero) * step, level
 
@@ -53,14 +53,15 @@ class _LearnedStep(torch.autograd.Function):
         if frozen is not None:
             inside &= ~frozen
         step_gradient = None
-        if ctx.needs_step:
+        if ctx.needs_input_grad[1]:
             slope = torch.addcmul(level, x, inside, value=-1)
             if zero is not None:  # outside, the step multiplies level − zero
                 slope = slope.sub_(zero * ~inside)
             step_gradient = slope.mul_(gradient).sum_to_size(step.shape) * ctx.factor
         if ctx.pull:
             gradient = torch.addcmul(gradient, x - level, step, value=2 * ctx.pull)
-        return gradient * inside, step_gradient, None, None, None, None, None, None
+        value_gradient = gradient * inside if ctx.needs_input_grad[0] else None
+        return value_gradient, step_gradient, None, None, None, None, None, None
 
 
 def learned_step(

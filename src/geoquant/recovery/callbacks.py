@@ -46,7 +46,7 @@ def lightning_callback(latents: Latents, settings: Settings | None = None, finis
         ) from error
     chosen = settings or Settings()
 
-    class Recovery(Callback):
+    class Recovery(Callback):  # type: ignore[misc]
         """Marks steps, and finishes the model."""
 
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:

@@ -9,6 +9,9 @@ batch norms in training mode see the part of a batch, so use ``norms="frozen"`` 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -108,6 +111,25 @@ class Together:
                 for buffer in (module.running_mean, module.running_var):
                     if buffer is not None:
                         buffer.copy_(self.mean(buffer))
+
+
+@contextmanager
+def joined(parallel: str) -> Iterator[bool]:
+    """Join the processes that ``torchrun`` started, if it did; yield whether this one is the first.
+
+    >>> with joined("none") as first:
+    ...     first
+    True
+    """
+    started = parallel != "none" and "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    if not started or distributed.is_initialized():
+        yield not started or distributed.get_rank() == 0
+        return
+    distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()
 
 
 PARALLEL = ("auto", "none", "ddp", "fsdp")
