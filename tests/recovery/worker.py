@@ -15,8 +15,9 @@ from geoquant.recovery import Recovered, recover_
 
 SETTINGS: dict[str, Any] = {
     "steps": 6,
-    "rate": 0.3,
-    "free_rate": 0.1,
+    "labels": 1.0,
+    "rate": 0.1,
+    "free_rate": 0.05,
     "optimizer": "sgd",
     "norms": "frozen",
     "trace_every": 3,
@@ -28,7 +29,7 @@ def train(net: nn.Module, batches: list[Any], **options: Any) -> tuple[nn.Module
     model = copy.deepcopy(net)
     plan = gq.uniform_plan(model, "int2", activations="int4:affine")
     gq.quantize_(model, plan, batches)
-    return model, recover_(model, plan, batches, teacher=net, **{**SETTINGS, "validation": batches[:2], **options})
+    return model, recover_(model, plan, batches, teacher=net, **{**SETTINGS, **options})
 
 
 def work(rank: int, world: int, folder: str, net: nn.Module, batches: list[Any]) -> None:

@@ -34,10 +34,8 @@ from geoquant.importing import is_spec
 from geoquant.models import source_folder
 from geoquant.plan import Plan
 from geoquant.quantize import quantize
-from geoquant.recovery import Recovered, Watching, recover_
+from geoquant.recovery import TRACE_FILE, Recovered, Watching, recover_
 from geoquant.recovery.distributing import joined
-
-TRACE_FILE = "trace.json"
 
 
 @app.command("recover")

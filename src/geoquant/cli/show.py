@@ -16,6 +16,7 @@ from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, 
 from geoquant.cli.measure import split
 from geoquant.errors import FileFormatError, GeoquantError
 from geoquant.plan import Plan, diff_rows, diff_text, plan_text
+from geoquant.recovery import TRACE_FILE, Trace
 from geoquant.report import (
     Point,
     Waterfall,
@@ -79,7 +80,7 @@ def report_command(
     ] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about a profile or a plan.
+    """Write one self-contained HTML page about a profile or a plan, and the course of a recovery in its folder.
 
     With --model and --data, accuracy against bytes is measured on the test split, and the error tiers of each plan
     (error_bound, error_estimate, error_observed) on a few samples of the calibration split.
@@ -113,6 +114,7 @@ def report_command(
         float_point=float_point,
         waterfalls=falls,
         diagnoses=read_diagnoses(path),
+        trace=Trace.load(path / TRACE_FILE) if (path / TRACE_FILE).exists() else None,
     )
     say(f"wrote {target}")
     show(str(target), {"path": str(target)}, as_json)

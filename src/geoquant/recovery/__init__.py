@@ -7,9 +7,10 @@ from geoquant.recovery.recovering import recover_
 from geoquant.recovery.run import Recovered, Watching
 from geoquant.recovery.running import Stepper, reestimate_norms_, training_mode_
 from geoquant.recovery.settings import RecoveryError, Settings
-from geoquant.recovery.trace import Trace, TracePoint, Tracer
+from geoquant.recovery.trace import TRACE_FILE, Trace, TracePoint, Tracer
 
 __all__ = [
+    "TRACE_FILE",
     "Latents",
     "Objective",
     "Recovered",

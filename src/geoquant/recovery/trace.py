@@ -28,6 +28,7 @@ from geoquant.recovery.objective import Objective
 from geoquant.recovery.sharding import whole
 
 TRACE_VERSION = 1
+TRACE_FILE = "trace.json"
 
 
 @dataclass(frozen=True)

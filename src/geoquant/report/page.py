@@ -20,11 +20,13 @@ import geoquant
 from geoquant import storage
 from geoquant.basin import Diagnosis
 from geoquant.plan import Plan, uniform_plan
+from geoquant.recovery import Trace
 from geoquant.report import geometry_panels, panels, tables
 from geoquant.report.basin_panels import diagnosis_view
 from geoquant.report.heatmaps import check_plans, measures_of
 from geoquant.report.labels import percent, plan_labels
 from geoquant.report.palette import is_uniform
+from geoquant.report.recovery_panels import trace_panel
 from geoquant.report.sweep import Point
 from geoquant.report.verdict import guided_methods, verdict
 from geoquant.report.waterfall import Waterfall
@@ -53,6 +55,7 @@ def render(
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
+    trace: Trace | None = None,
 ) -> str:
     """Return the report as one HTML text.
 
@@ -67,6 +70,7 @@ def render(
         notes: more lines for the provenance, by name.
         seconds: wall time of each step of the whole path, by name.
         command: the command that made all this.
+        trace: of a recovery.
 
     Raises:
         PlanError: a plan is for another model than the profile.
@@ -80,13 +84,14 @@ def render(
         "done": _done(profile, plans, points),
         "verdict": verdict(points),
         "facts": _facts(profile, plans, points, float_point, float_bytes),
-        "sections": _sections(points, plans, diagnoses, waterfalls, profile.geometry is not None),
+        "sections": _sections(points, plans, diagnoses, trace, waterfalls, profile.geometry is not None),
         "results": panels.pareto_panel(points, float_point) if points else None,
         "scores": tables.scoreboard_table(points),
         "overview": tables.plans_table(plans, float_bytes),
         "bits": panels.bits_panel(plans) if plans else None,
         "plan_tables": [tables.plan_table(plan, label) for plan, label in zip(plans, plan_labels(plans), strict=True)],
         "diagnoses": [diagnosis_view(each, index) for index, each in enumerate(diagnoses)],
+        "recovery": trace_panel(trace) if trace is not None and trace.points else None,
         "heatmap": panels.heatmap_panel(profile, plans),
         "curves": panels.curves_panel(profile),
         **_geometry(profile, plans, waterfalls),
@@ -111,6 +116,7 @@ def write_report(
     notes: Mapping[str, str] | None = None,
     seconds: Mapping[str, float] | None = None,
     command: str | None = None,
+    trace: Trace | None = None,
 ) -> Path:
     """Write the page of `render` to `path`, atomically; return the path.
 
@@ -129,6 +135,7 @@ def write_report(
         notes=notes,
         seconds=seconds,
         command=command,
+        trace=trace,
     )
     storage.write_text(target, text)
     return target
@@ -201,12 +208,14 @@ def _sections(
     points: Sequence[Point],
     plans: Sequence[Plan],
     diagnoses: Sequence[Diagnosis],
+    trace: Trace | None,
     waterfalls: Sequence[Waterfall],
     with_geometry: bool,
 ) -> list[tuple[str, str]]:
     sections = [("results", "Results")] if points else []
     sections += [("plans", "Plans")] if plans else []
     sections += [("diagnosis", "Diagnosis")] if diagnoses else []
+    sections += [("recovery", "Recovery")] if trace is not None and trace.points else []
     sections += [("error", "Error")] if waterfalls else []
     sections += [("sensitivity", "Sensitivity")]
     sections += [("geometry", "Geometry")] if with_geometry else []
