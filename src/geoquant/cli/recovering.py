@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from torch import nn
@@ -173,7 +173,7 @@ def _data(
     if augment and source_folder(net) is None and not is_spec(data):
         if normalize is None and weights is not None:
             read_batches(data, "train", normalize, weights, batch_size)  # which says what is missing
-        constants = "dataset" if normalize is None else normalize.value
+        constants: Literal["dataset", "imagenet", "none"] = "dataset" if normalize is None else normalize.value
         images = load_images(data, "train")
         rest, judged = images.split_off(held_out, seed) if held_out else (images, None)
         if samples is not None and samples < len(rest):
