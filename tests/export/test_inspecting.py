@@ -47,6 +47,15 @@ def of_format(name: str) -> Callable[[Path], Path]:
     return write
 
 
+def onnx_file(folder: Path) -> Path:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    layer = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8)).eval()
+    plan = uniform_plan(layer, "int8")
+    export_model(quantize(layer, plan), plan, folder.with_suffix(".onnx"), "onnx")
+    return folder.with_suffix(".onnx")
+
+
 def sharded(folder: Path) -> Path:
     transformers = pytest.importorskip("transformers")
     model = tiny_llama()
@@ -65,6 +74,7 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "packed": (packed, "packed"),
     "gguf": (of_format("gguf"), "gguf"),
     "compressed-tensors": (of_format("compressed-tensors"), "compressed-tensors"),
+    "onnx": (onnx_file, "onnx"),
     "sharded": (sharded, "safetensors"),
     "plain": (plain, "safetensors"),
 }
