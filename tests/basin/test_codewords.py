@@ -1,0 +1,61 @@
+"""The walk between neighbours never leaves the grid cell; the search deploys what it says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from geoquant.basin import LossRise, WalkSettings
+from geoquant.basin.codewords import CodewordSearch
+from geoquant.basin.directions import Cell
+from geoquant.grids import Grid, QuantizedMatrix, Scales
+from geoquant.models import get_weight
+from geoquant.plan import Plan, uniform_plan
+from geoquant.quantize import NetworkTuning, quantize, quantized_state
+from geoquant.quantize.learning import LearnedMatrix
+from nets import blob_batches
+
+GRID = Grid.parse("int3:narrow:maxabs:fp32")
+ONE = Scales(torch.ones(1, 1))
+
+
+@pytest.fixture
+def plan(net: nn.Module) -> Plan:
+    return uniform_plan(net, "int3:narrow:maxabs:fp32")  # nothing is clipped
+
+
+def test_a_walk_between_neighbours_stays_in_the_cell(net: nn.Module, plan: Plan) -> None:
+    cell, data = Cell.of(net, plan), blob_batches(4)
+    model = quantize(net, plan)
+    tuning = NetworkTuning(40, 0.3, 0.0, 0.0, neighbours=True)
+    tuning(net, model, plan.inventory.sites, quantized_state(model).matrices, data)
+    furthest = 0.0
+    for site in cell.sites:
+        move = (get_weight(model, site) - cell.origin[site.parameter]).abs() / cell.gaps[site.parameter]
+        furthest = max(furthest, float(move.max()))
+    assert 0.6 < furthest <= 1.0001  # some weights went to the farther neighbour, none beyond
+
+
+@pytest.mark.parametrize(("neighbours", "wanted"), [(True, [1.0, 2.0, -2.0]), (False, [3.0, 3.0, 3.0])])
+def test_only_free_codes_can_be_pushed_beyond_the_neighbours(neighbours: bool, wanted: list[float]) -> None:
+    matrix = torch.tensor([[0.2, 1.9, -2.6]])
+    scaled = QuantizedMatrix(GRID, GRID.encode(matrix, ONE), ONE)
+    learned = LearnedMatrix(scaled, matrix, neighbours)
+    with torch.no_grad():
+        learned.x.add_(9.0)
+    learned.clamp_()
+    assert learned.finish().dequantize().tolist() == [wanted]
+
+
+def test_candidates_come_with_their_weights_and_distances(net: nn.Module, plan: Plan) -> None:
+    cell, data = Cell.of(net, plan), blob_batches(4)
+    search = CodewordSearch(net, plan, data[::2], LossRise(net, data[1::2]), WalkSettings(5, 5))
+    found = search.run()
+    names = [each.name for each, _ in found]
+    assert names == ["nearest", "neighbours", "gptq", "gptq, norms corrected", "short training"]
+    assert [each.weights_only for each, _ in found] == [True, True, True, False, False]
+    for each, point in found:
+        assert each.steps == pytest.approx(cell.steps(cell.towards(point)))
+    for name, weight in found[0][1].items():
+        assert torch.equal(weight, cell.rounded[name])
