@@ -55,6 +55,7 @@ TENSOR = tuple(f"int{bits}:narrow:maxabs:tensor" for bits in range(2, 7))
 FEW = ("ternary", "ternary:tensor", "binary", "binary:tensor")
 WITH_ENDS = ("int2", "ternary", "binary", "int2:narrow:maxabs:tensor")
 SETTINGS: dict[str, Any] = {
+    "protocol": 1,
     "tolerance": TOLERANCE,
     "images": 20_000,
     "epochs": 2,

@@ -50,12 +50,25 @@ def test_only_free_codes_can_be_pushed_beyond_the_neighbours(neighbours: bool, w
 
 def test_candidates_come_with_their_weights_and_distances(net: nn.Module, plan: Plan) -> None:
     cell, data = Cell.of(net, plan), blob_batches(4)
-    search = CodewordSearch(net, plan, data[::2], LossRise(net, data[1::2]), WalkSettings(5, 5))
-    found = search.run()
+    judge, walks = LossRise(net, data[1::2]), WalkSettings(5, 5, exhaustive=True)
+    found = CodewordSearch(net, plan, data[::2], judge, 0.05, walks).run()
     names = [each.name for each, _ in found]
-    assert names == ["nearest", "neighbours", "gptq", "gptq, norms corrected", "short training"]
-    assert [each.weights_only for each, _ in found] == [True, True, True, False, False]
+    assert names == ["nearest", "gptq", "gptq, norms corrected", "neighbours", "short training"]
+    assert [each.weights_only for each, _ in found] == [True, True, False, True, False]
     for each, point in found:
         assert each.steps == pytest.approx(cell.steps(cell.towards(point)))
     for name, weight in found[0][1].items():
         assert torch.equal(weight, cell.rounded[name])
+
+
+def test_nothing_dearer_is_tried_once_a_codeword_is_clearly_inside(net: nn.Module) -> None:
+    data = blob_batches(4)
+
+    def tried(grid: str, tolerance: float) -> list[str]:
+        judge = LossRise(net, data[1::2])
+        search = CodewordSearch(net, uniform_plan(net, grid), data[::2], judge, tolerance, WalkSettings(2, 2))
+        return [each.name for each, _ in search.run()]
+
+    assert tried("int8", 0.05) == ["nearest"]
+    assert tried("binary:tensor", 1e-4) == ["nearest", "gptq", "gptq, norms corrected", "neighbours", "short training"]
+    assert tried("binary:tensor", 1e9) == ["nearest"]

@@ -21,7 +21,7 @@ from geoquant.quantize import quantize
 from nets import blob_batches as batches
 
 QUICK = WidthSettings(randoms=1, eigenvectors=0, layer_samples=64)
-WALKS = WalkSettings(neighbour_steps=20, training_steps=20)
+WALKS = WalkSettings(neighbour_steps=20, training_steps=20, exhaustive=True)
 
 
 def quick(model: nn.Module, grid: str, **settings: object) -> Diagnosis:
@@ -46,7 +46,7 @@ def test_fine_grids_survive_and_two_levels_do_not(net: nn.Module) -> None:
 def test_rises_are_those_of_the_deployed_models_on_the_judging_half(net: nn.Module) -> None:
     data = batches()
     plan = uniform_plan(net, "int2")
-    found = diagnose(net, plan, data, widths=QUICK, walks=WalkSettings(0, 0))
+    found = diagnose(net, plan, data, widths=QUICK, walks=WalkSettings(0, 0, exhaustive=True))
     fit, judge = data[::2], data[1::2]
     before = evaluate(net, judge).cross_entropy.value
     for name, recipe in {
@@ -63,7 +63,7 @@ def test_rises_are_those_of_the_deployed_models_on_the_judging_half(net: nn.Modu
 
 
 def test_the_neighbour_walk_stays_in_the_cell_and_helps(net: nn.Module) -> None:
-    found = quick(net, "int2:tensor", walks=WalkSettings(60, 60))
+    found = quick(net, "int2:tensor", walks=WalkSettings(60, 60, exhaustive=True))
     rise = {each.name: each.rise.value for each in found.candidates}
     steps = {each.name: each.steps for each in found.candidates}
     assert rise["neighbours"] < 0.7 * rise["nearest"]
@@ -81,7 +81,7 @@ def test_a_low_loss_codeword_that_nearest_rounding_misses_is_found() -> None:
     inputs = torch.cat([torch.zeros(256, 1), values.expand(-1, 8)], 1)
     data = [(part, (part[:, 1] < 0).long()) for part in inputs.split(32)]
     plan = uniform_plan(model, "int3:narrow:maxabs:tensor:fp32")
-    found = diagnose(model, plan, data, widths=QUICK, walks=WalkSettings(60, 0))
+    found = diagnose(model, plan, data, widths=QUICK, walks=WalkSettings(60, 0, exhaustive=True))
     rise = {each.name: each.rise.value for each in found.candidates}
     assert rise["nearest"] > 0.3
     assert rise["neighbours"] < 0.02
@@ -97,7 +97,7 @@ def test_where_both_codewords_are_far_none_is_found() -> None:
     values = torch.randn(256, 1, generator=torch.Generator().manual_seed(0))
     data = list(torch.cat([torch.zeros(256, 1), values], 1).split(32))
     plan = uniform_plan(model, "ternary:maxabs:tensor:fp32")
-    found = diagnose(model, plan, data, widths=QUICK, walks=WalkSettings(60, 0))
+    found = diagnose(model, plan, data, widths=QUICK, walks=WalkSettings(60, 0, exhaustive=True))
     assert found.constructive.crossed == ("nearest", "gptq")
     assert found.constructive.found == ""
 

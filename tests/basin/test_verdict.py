@@ -16,9 +16,10 @@ def sure(value: float, stderr: float = 0.0) -> Mean:
     return Mean(value, stderr, 100)
 
 
-def evidence(nearest: float, rounded: float, trained: float | None) -> Evidence:
+def evidence(nearest: float, rounded: float | None, trained: float | None) -> Evidence:
     left = None if trained is None else sure(trained)
-    return Evidence(0.05, sure(nearest), sure(rounded), left, 0.5, 0.1, 0.2)
+    better = None if rounded is None else sure(rounded)
+    return Evidence(0.05, sure(nearest), better, left, 0.5, 0.1, 0.2)
 
 
 LIMIT = 0.05 * THRESHOLDS.trained
@@ -29,6 +30,7 @@ LIMIT = 0.05 * THRESHOLDS.trained
     [
         (evidence(-0.01, 1.0, 1.0), "ptq"),
         (evidence(0.05, 1.0, 1.0), "ptq"),
+        (evidence(0.02, None, None), "ptq"),
         (evidence(0.051, 0.049, 1.0), "better-rounding"),
         (evidence(9.0, 0.06, 0.99 * LIMIT), "qat"),
         (evidence(9.0, 2.0, 1.01 * LIMIT), "infeasible"),

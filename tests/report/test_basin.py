@@ -42,7 +42,13 @@ def found(net: nn.Module, plan: Plan) -> Diagnosis:
     widths = WidthSettings(randoms=1, eigenvectors=1, lanczos_steps=4)
     slices = SliceSettings(samples=16, line=6, plane=3)
     return diagnose(
-        net, plan, small_batches(4), tolerance=0.001, widths=widths, walks=WalkSettings(5, 5), slices=slices
+        net,
+        plan,
+        small_batches(4),
+        tolerance=0.001,
+        widths=widths,
+        walks=WalkSettings(5, 5, exhaustive=True),
+        slices=slices,
     )
 
 

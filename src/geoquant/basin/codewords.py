@@ -8,7 +8,7 @@ look at the float model's answers, not at labels. That none is found proves noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from geoquant.quantize import NetworkTuning, quantize, quantized_state
 
 NEAREST, SECOND_ORDER, PIPELINE = "nearest", "gptq", "gptq, norms corrected"
 NEIGHBOURS, TRAINED = "neighbours", "short training"
+CLEAR = 0.5
+"""Share of the tolerance up to which a codeword is clearly inside: nothing dearer is tried then."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class WalkSettings:
         training_rate: the same in the short training.
         scales: learning rate of scales in the short training, relative.
         free: learning rate of norms and biases in the short training.
+        exhaustive: whether everything is tried, also where something cheaper is clearly inside the basin.
     """
 
     neighbour_steps: int = 40
@@ -63,6 +66,7 @@ class WalkSettings:
     training_rate: float = 0.02
     scales: float = 5e-3
     free: float = 5e-3
+    exhaustive: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class CodewordSearch:
         plan: a grid per site.
         fit: batches that candidates are made with.
         judge: the loss, on other samples.
+        tolerance: rise up to which a codeword is inside the basin.
         settings: of the walks.
         forward: how to call the model.
         seed: of the order of batches.
@@ -83,36 +88,44 @@ class CodewordSearch:
     plan: Plan
     fit: Sequence[Any]
     judge: LossRise
+    tolerance: float
     settings: WalkSettings
     forward: Forward | None = None
     seed: int = 0
 
     def run(self) -> tuple[tuple[Candidate, Point], ...]:
-        """Judge all candidates; return each with its weights by parameter."""
+        """Judge candidates, cheap ones first, until one is clearly inside; return each with its weights."""
         cell = Cell.of(self.model, self.plan)
-        count = 3 + (self.settings.neighbour_steps > 0) + (self.settings.training_steps > 0)
-        found = []
-        with task("looking for low-loss codewords", count) as advance:
-            for name, candidate, weights_only in self._candidates():
-                point = {site.parameter: get_weight(candidate, site).clone() for site in cell.sites}
-                steps = cell.steps(cell.towards(point))
-                found.append((Candidate(name, self.judge.of(candidate), steps, weights_only), point))
-                advance()
+        found: list[tuple[Candidate, Point]] = []
+
+        def judged(name: str, candidate: nn.Module, weights_only: bool) -> Mean:
+            point = {site.parameter: get_weight(candidate, site).clone() for site in cell.sites}
+            rise = self.judge.of(candidate)
+            found.append((Candidate(name, rise, cell.steps(cell.towards(point)), weights_only), point))
+            advance()
+            return rise
+
+        with task("looking for low-loss codewords", 5) as advance:
+            self._search(judged)
         return tuple(found)
 
-    def _candidates(self) -> Iterator[tuple[str, nn.Module, bool]]:
+    def _search(self, judged: Callable[[str, nn.Module, bool], Mean]) -> None:
+        settings, everything = self.settings, self.settings.exhaustive
         nearest = self._quantized(rounding="nearest", norms="none")
-        yield NEAREST, nearest, True
-        settings = self.settings
-        if settings.neighbour_steps:
-            walk = NetworkTuning(settings.neighbour_steps, settings.neighbour_rate, 0.0, 0.0, neighbours=True)
-            yield NEIGHBOURS, self._walk_(nearest, walk), True
-        yield SECOND_ORDER, self._quantized(rounding="gptq", norms="none"), True
+        if self._clear(judged(NEAREST, nearest, True)) and not everything:
+            return
+        second = judged(SECOND_ORDER, self._quantized(rounding="gptq", norms="none"), True)
         whole = self._quantized(rounding="gptq", norms="relative")
-        yield PIPELINE, whole, False
-        if settings.training_steps:
+        rounded = judged(PIPELINE, whole, False)
+        if settings.neighbour_steps and (everything or second.value > self.tolerance):
+            walk = NetworkTuning(settings.neighbour_steps, settings.neighbour_rate, 0.0, 0.0, neighbours=True)
+            judged(NEIGHBOURS, self._walk_(nearest, walk), True)
+        if settings.training_steps and (everything or not self._clear(rounded)):
             training = NetworkTuning(settings.training_steps, settings.training_rate, settings.scales, settings.free)
-            yield TRAINED, self._walk_(whole, training), False
+            judged(TRAINED, self._walk_(whole, training), False)
+
+    def _clear(self, rise: Mean) -> bool:
+        return rise.value <= CLEAR * self.tolerance
 
     def _quantized(self, **recipe: str) -> nn.Module:
         return quantize(self.model, self.plan, self.fit, forward=self.forward, seed=self.seed, **recipe)

@@ -42,7 +42,8 @@ class SliceSettings:
     Attributes:
         samples: looked at at every point.
         line: points along the displacement.
-        plane: points along each axis of the plane; 0 leaves it out.
+        plane: points along each axis of the plane through float, rounded and a third point; 0 leaves it out, and so
+            does nearest rounding that is clearly good enough.
     """
 
     samples: int = 128
@@ -113,10 +114,10 @@ def diagnose(
         forward=forward,
         seed=seed,
     )
-    search = CodewordSearch(model, plan, fit, judge, walks or WalkSettings(), forward, seed)
+    search = CodewordSearch(model, plan, fit, judge, tolerance, walks or WalkSettings(), forward, seed)
     found = search.run()
     candidates = tuple(each for each, _ in found)
-    lines, planes = _slices(search, found, trained, tolerance, slices) if slices else ((), ())
+    lines, planes = _slices(search, found, trained, slices) if slices else ((), ())
     evidence = gather(candidates, width, tolerance)
     verdict, reasons = decide(evidence, thresholds)
     layers = layers_to_train(width.layers, tolerance) if verdict in ("qat", "infeasible") else ()
@@ -145,7 +146,7 @@ def gather(candidates: Sequence[Candidate], width: BasinWidth, tolerance: float)
     return Evidence(
         tolerance,
         rises[NEAREST],
-        rises[PIPELINE],
+        rises.get(PIPELINE),
         rises.get(TRAINED),
         share,
         width.displacement.in_steps.value,
@@ -180,19 +181,20 @@ def _slices(
     search: CodewordSearch,
     found: Sequence[tuple[Candidate, Point]],
     trained: nn.Module | None,
-    tolerance: float,
     slices: SliceSettings,
 ) -> tuple[tuple[Line, ...], tuple[Plane, ...]]:
     """Slice along the displacement, and through float, rounded and a third point."""
-    cell, judge = Cell.of(search.model, search.plan), search.judge
+    cell, judge, tolerance = Cell.of(search.model, search.plan), search.judge, search.tolerance
     few = collect(judge.batches, min(slices.samples, judge.samples))
     rise = LossRise(search.model, few, judge.own or judge.name, search.forward)
     lines = (loss_line(cell, cell.displacement(), rise, tolerance, points=slices.line),)
     points = {each.name: point for each, point in found}
-    third = NEIGHBOURS if NEIGHBOURS in points else SECOND_ORDER
-    other = {third: points[third]}
+    other = {name: points[name] for name in (NEIGHBOURS, SECOND_ORDER) if name in points}
     if trained is not None:
         other = {"trained": {site.parameter: get_weight(trained, site) for site in cell.sites}}
-    if not slices.plane:
+    if not slices.plane or not other:
         return lines, ()
-    return lines, (loss_plane(cell, {"rounded": cell.rounded, **other}, rise, tolerance, points=slices.plane),)
+    third = next(iter(other))
+    return lines, (
+        loss_plane(cell, {"rounded": cell.rounded, third: other[third]}, rise, tolerance, points=slices.plane),
+    )

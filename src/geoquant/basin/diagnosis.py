@@ -43,7 +43,7 @@ class Constructive:
 
     def __str__(self) -> str:
         if not self.crossed:
-            return "nearest rounding and GPTQ both stay in the basin"
+            return "no rounding that was tried leaves the basin"
         who = " and ".join(self.crossed)
         verb = "leave" if len(self.crossed) > 1 else "leaves"
         if not self.found:

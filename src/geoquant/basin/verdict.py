@@ -24,7 +24,7 @@ class Evidence:
     Attributes:
         tolerance: rise of the loss that is allowed, nats per prediction.
         nearest: rise after nearest rounding.
-        rounded: rise after GPTQ with corrected norms.
+        rounded: rise after GPTQ with corrected norms; None when nearest rounding was clearly good enough.
         trained: rise left after a short training of codes, scales and norms; None when it was not tried.
         leaving: share of the layers that leave the basin when they alone are rounded.
         width: the basin's radius along the displacement, in grid steps.
@@ -33,7 +33,7 @@ class Evidence:
 
     tolerance: float
     nearest: Mean
-    rounded: Mean
+    rounded: Mean | None
     trained: Mean | None
     leaving: float
     width: float
@@ -72,11 +72,12 @@ def decide(evidence: Evidence, thresholds: Thresholds = THRESHOLDS) -> tuple[Ver
     reasons = [_compared("nearest rounding raises", evidence.nearest, thresholds.nearest, evidence)]
     if _within(evidence.nearest, thresholds.nearest, evidence):
         return "ptq", tuple(reasons)
-    text = "GPTQ with corrected norms raises"
-    reasons.append(_compared(text, evidence.rounded, thresholds.rounded, evidence))
-    if _within(evidence.rounded, thresholds.rounded, evidence):
-        return "better-rounding", tuple(reasons)
-    left, text = evidence.rounded, "untrained, the pipeline leaves"
+    left, text = evidence.nearest, "untried, better rounding and training leave at most"
+    if evidence.rounded is not None:
+        reasons.append(_compared("GPTQ with corrected norms raises", evidence.rounded, thresholds.rounded, evidence))
+        if _within(evidence.rounded, thresholds.rounded, evidence):
+            return "better-rounding", tuple(reasons)
+        left, text = evidence.rounded, "untrained, the pipeline leaves"
     if evidence.trained is not None and evidence.trained.value < left.value:
         left, text = evidence.trained, "a short training leaves"
     reasons.append(_compared(text, left, thresholds.trained, evidence))
