@@ -3,8 +3,9 @@
 Learned step size quantization (LSQ; Esser et al., arXiv:1902.08153): rounding passes gradients straight through to the
 latent weight where it is inside the range, and the step moves by its own straight-through gradient, level − x inside
 and the end level outside. One autograd function of few elementwise operations, which keep the memory format of the
-weights, so that training with it costs little more than training without. Binary levels use the range of
-`clip_limits`: between −1 and 1 alone half of all weights would stand still.
+weights, so that training with it costs little more than training without. For weights the range is that of
+`clip_limits`, half a gap wider than in the paper: with few levels many weights lie just beyond the end ones, a quarter
+of them with three, half with two, and would stand still.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geoquant.grids.formats import NumberFormat, clip_limits
+from geoquant.grids.formats import NumberFormat
 
 Held = tuple[Tensor, Tensor]
 
@@ -81,7 +82,7 @@ def learned_step(
         step: units of `values` per level, broadcastable to them; may be negative, and 0 gives 0.
         zero: the level that stands for 0, float, broadcastable; None for no zero point.
         format: the levels.
-        limits: the range of x = values / step + zero inside which gradients pass (`step_limits`, `clip_limits`).
+        limits: the range of x = values / step + zero inside which gradients pass (see `clip_limits`).
         factor: of the step's gradient; LSQ takes 1/√(n · highest level) for n values that share a step.
         held: which values are frozen, and to which levels; they receive no gradient.
         pull: λ of dampening (Nagel et al., arXiv:2203.11086): the gradient of λ Σ (value − result)² over the values
@@ -96,16 +97,3 @@ def learned_step(
     """
     result: tuple[Tensor, Tensor] = _LearnedStep.apply(values, step, zero, format, limits, factor, held, pull)  # type: ignore[no-untyped-call]
     return result
-
-
-def step_limits(format: NumberFormat) -> tuple[float, float]:
-    """Return the x between which LSQ lets gradients pass: the end levels; for two levels, those of `clip_limits`.
-
-    >>> from geoquant.grids.formats import Binary, Integer
-    >>> step_limits(Integer(2)), step_limits(Binary())
-    ((-2.0, 1.0), (-2.0, 2.0))
-    """
-    levels, limits = format.levels, clip_limits(format)
-    assert levels is not None
-    assert limits is not None
-    return limits if len(levels) == 2 else (float(levels[0]), float(levels[-1]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from geoquant.grids import SCALE_DTYPES, PerChannel, PerTensor, QuantizedMatrix, Scales, clip_limits
-from geoquant.grids.learned_step import learned_step, step_limits
+from geoquant.grids.learned_step import learned_step
 from geoquant.models import Site
 from geoquant.models.views import ROWS
 from geoquant.recovery.oscillation import Oscillation
@@ -55,7 +55,7 @@ class LatentWeight(nn.Module):
         self.register_buffer("zero", None if start.scales.zero is None else start.scales.zero.float())
         movable = SCALE_DTYPES[self.grid.scale_dtype].stored_as.is_floating_point
         self.stretch = nn.Parameter(torch.zeros_like(self.scale)) if learn_step and movable else None
-        limits = clip_limits(self.grid.format) if self.stretch is None else step_limits(self.grid.format)
+        limits = clip_limits(self.grid.format)
         assert limits is not None
         self._limits = limits
         self._factor = 1 / math.sqrt(site.weights / self.scale.numel() * _highest(start))
