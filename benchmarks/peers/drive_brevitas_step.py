@@ -8,6 +8,7 @@ The float step is measured in turn with it, so that the ratio does not depend on
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -52,11 +53,11 @@ def main() -> None:
     made.add_argument("--bits", type=int, default=4)
     arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
+    plain = build(arguments.net, "resnet20_cifar10")
+    replaced = with_brevitas(copy.deepcopy(plain), arguments.bits)
     steps = {
-        "float": training_step(build(arguments.net, "resnet20_cifar10"), arguments.batch),
-        "brevitas": training_step(
-            with_brevitas(build(arguments.net, "resnet20_cifar10"), arguments.bits), arguments.batch
-        ),
+        "float": training_step(plain, arguments.batch),
+        "brevitas": training_step(replaced, arguments.batch),
     }
     arguments.answer.write_text(json.dumps(alternate(steps, arguments.rounds)))
 
