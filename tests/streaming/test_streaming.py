@@ -107,6 +107,35 @@ def test_a_skeleton_holds_no_weights_and_a_block_gives_them_back(tmp_path):
         assert skeleton.list_name == "model.layers"
 
 
+def test_some_channels_tell_the_error_of_all_within_their_standard_errors(tmp_path):
+    folder = write_folder(tmp_path / "net")
+    whole = profile_folder(folder, grids=["int2", "int4"], channels=None).tables[0]
+    some = profile_folder(folder, grids=["int2", "int4"], channels=8).tables[0]
+    assert not torch.tensor(whole.stderr).any()
+    miss = (torch.tensor(some.damage) - torch.tensor(whole.damage)).abs()
+    allowed = 5 * torch.tensor(some.stderr) + 1e-6 * torch.tensor(whole.damage)  # k and v have 8 channels: no sampling
+    assert (miss <= allowed).all()
+    assert (torch.tensor(some.stderr) > 0).any()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_one_block_is_alive_at_a_time(tmp_path, monkeypatch, tied):
+    folder = write_folder(tmp_path / "net", tied=tied)
+    from geoquant.streaming import quantizing
+
+    alive = []
+
+    def watching(self, block, *rest):
+        alive.append([not next(each.parameters()).is_meta for each in self._blocks])
+        assert all(parameter.is_meta == (block is not each) for each in self._blocks for parameter in each.parameters())
+        return real(self, block, *rest)
+
+    real = quantizing._Stream._quantize_block_
+    monkeypatch.setattr(quantizing._Stream, "_quantize_block_", watching)
+    quantize_folder(folder, mixed_plan(load_pretrained(folder)), tmp_path / "out", token_batches())
+    assert alive == [[True, False], [False, True]]
+
+
 def test_bad_input_is_refused_before_anything_is_written(tmp_path):
     folder = write_folder(tmp_path / "net")
     plan = mixed_plan(load_pretrained(folder))
