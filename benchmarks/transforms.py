@@ -6,18 +6,16 @@ r"""What transforms are worth: a small Llama at 4, 3 and 2 bits and with rounded
 
 The options default to these names in $GEOQUANT_WEIGHTS_DIR and $GEOQUANT_DATA_DIR; the ResNet needs CIFAR-10.
 
-Llama: embedding and head at int8, every other layer on the grid of the column. Calibration text is of the training
-release, evaluation text of the validation release; loss in nats per token. Rotating the residual stream needs a head
-with its own weight, so the model is also measured untied, which stores 33 KB more: rows are to be compared within tied
-and within untied. ResNet-20: inputs of all layers on int4, of the first on int8; all weights on int4 with a scale per
-channel or per tensor; GPTQ, norms corrected; all test images. Calibration draws differ by seed; figures are means, with
-the standard deviation beside.
+Llama: embedding and head at int8, every other layer on the grid of the column. Rotating the residual stream needs a
+head with its own weight, so all rows are of the untied model. Calibration text is of the training release,
+evaluation text of the validation release; loss in nats per token. ResNet-20: inputs of all layers on int4, of the
+first on int8; all weights on int4 with a scale per channel or per tensor; GPTQ, norms corrected. Calibration draws differ
+by seed; figures are means, with the standard deviation beside where there are several.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import statistics
 from collections.abc import Iterator
@@ -39,11 +37,10 @@ from geoquant.transforms import transform, untie_
 
 RESNET = "geoquant.models.zoo:resnet20_cifar10"
 ENDS = {"re:.*(embed_tokens|lm_head)": "int8"}
-TIED: dict[str, tuple[str, ...]] = {"none": (), "absorb": ("absorb",), "awq": ("awq",)}
-UNTIED = {"none": (), "hadamard": ("hadamard",), "hadamard, awq": ("hadamard", "awq")}
-SMOOTH = {"none": (), "smoothquant": ("smoothquant",)}
-WEIGHTS = ("int4", "int3", "int2")
-BOTH = {"W8A8": ("int8", "int8"), "W4A8": ("int4", "int8"), "W4A4 per token": ("int4", "int4:token")}
+WEIGHTS = ("int3", "int2", "int4")
+ON_WEIGHTS: dict[str, tuple[str, ...]] = {"none": (), "absorb": ("absorb",), "awq": ("awq",), "hadamard": ("hadamard",)}
+BOTH = {"W8A8": ("int8", "int8"), "W4A8": ("int4", "int8")}
+ON_BOTH: dict[str, tuple[str, ...]] = {"none": (), "smoothquant": ("smoothquant",), "hadamard": ("hadamard",)}
 
 
 def place(variable: str, *parts: str) -> Path | None:
@@ -53,12 +50,10 @@ def place(variable: str, *parts: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Case:
-    """One float model, its plan, and what rewrites it before it is rounded."""
+    """A plan, what rewrites the model before it is rounded, and how it is rounded."""
 
-    head: str
     grid: str
     transforms: str
-    model: nn.Module
     plan: Plan
     names: tuple[str, ...]
     roundings: tuple[str, ...]
@@ -66,24 +61,21 @@ class Case:
 
 def llama_cases(model: nn.Module, quick: bool) -> Iterator[Case]:
     """Yield every case of the Llama."""
-    untied = copy.deepcopy(model)
-    untie_(untied)
-    for head, net, transforms in (("tied", model, TIED), ("untied", untied, UNTIED)):
-        for grid in WEIGHTS[: 1 if quick else None]:
-            plan = uniform_plan(net, grid, ENDS)
-            for name, names in transforms.items():
-                yield Case(head, grid, name, net, plan, names, ("nearest", "gptq"))
-        rotated = {"hadamard": ("hadamard",)} if head == "untied" else {}
-        for label, (weights, inputs) in list(BOTH.items())[: 1 if quick else None]:
-            plan = uniform_plan(net, weights, ENDS, activations={"re:.*": inputs, "re:.*embed_tokens": "none"})
-            for name, names in {**SMOOTH, **rotated}.items():
-                yield Case(head, label, name, net, plan, names, ("gptq",))
+    for grid in WEIGHTS[: 1 if quick else None]:
+        plan = uniform_plan(model, grid, ENDS)
+        for name, names in ON_WEIGHTS.items():
+            yield Case(grid, name, plan, names, ("nearest", "gptq"))
+    for label, (weights, inputs) in list(BOTH.items())[: 1 if quick else None]:
+        plan = uniform_plan(model, weights, ENDS, activations={"re:.*": inputs, "re:.*embed_tokens": "none"})
+        for name, names in ON_BOTH.items():
+            yield Case(label, name, plan, names, ("gptq",))
 
 
 def measure_llama(arguments: argparse.Namespace) -> None:
-    """Measure every case of the Llama; write what is there after each calibration set."""
+    """Measure every case of the Llama; write what is there after each."""
     model = read_model(str(arguments.checkpoint), None)
     held_out = read_batches(str(arguments.held_out), "test", None, None, 8, arguments.windows, model=model)
+    untie_(model)
     exact = evaluate(model, held_out)
     print("llama float", exact, flush=True)
     found: dict[tuple[str, ...], tuple[int, list[float]]] = {}
@@ -91,19 +83,14 @@ def measure_llama(arguments: argparse.Namespace) -> None:
     for seed in range(arguments.seeds):
         batches = read_batches(str(arguments.text), "train", None, None, 8, arguments.rows, seed, model, 256)
         for case in llama_cases(model, arguments.quick):
-            base = transform(case.model, case.names, batches, case.plan, seed=seed)
+            base = transform(model, case.names, batches, case.plan, seed=seed)
             for rounding in case.roundings:
                 done = quantize(base, case.plan, batches, rounding=rounding, norms="none", seed=seed)
                 loss = evaluate(done, held_out).cross_entropy.value
-                key = (case.head, case.grid, rounding, case.transforms)
+                key = (case.grid, rounding, case.transforms)
                 found.setdefault(key, (case.plan.bytes, []))[1].append(loss)
                 print(seed, *key, round(loss, 4), sep="; ", flush=True)
-        names = ("head", "grid", "rounding", "transforms")
-        result["rows"] = [
-            {**dict(zip(names, key, strict=True)), "bytes": size, **summary("loss", losses, 4)}
-            for key, (size, losses) in found.items()
-        ]
-        write_results(arguments, result)
+                write_rows(arguments, result, ("grid", "rounding", "transforms"), "loss", found)
 
 
 def measure_resnet(arguments: argparse.Namespace) -> None:
@@ -123,18 +110,28 @@ def measure_resnet(arguments: argparse.Namespace) -> None:
                     accuracy = 100 * evaluate(done, test).accuracy.value
                     found.setdefault((norms, grid, name), (plan.bytes, []))[1].append(accuracy)
                     print(seed, norms, grid, name, round(accuracy, 2), sep="; ", flush=True)
-        names = ("norms", "grid", "transforms")
-        result["rows"] = [
-            {**dict(zip(names, key, strict=True)), "bytes": size, **summary("accuracy", values, 2)}
-            for key, (size, values) in found.items()
-        ]
-        write_results(arguments, result)
+                    write_rows(arguments, result, ("norms", "grid", "transforms"), "accuracy", found)
 
 
-def summary(name: str, values: list[float], digits: int) -> dict[str, float]:
+def write_rows(
+    arguments: argparse.Namespace,
+    result: dict[str, Any],
+    names: tuple[str, ...],
+    value: str,
+    found: dict[tuple[str, ...], tuple[int, list[float]]],
+) -> None:
+    """Write all rows measured so far."""
+    rows = [
+        {**dict(zip(names, key, strict=True)), "bytes": size, **summary(value, values)}
+        for key, (size, values) in found.items()
+    ]
+    write_results(arguments, {**result, "rows": rows})
+
+
+def summary(name: str, values: list[float]) -> dict[str, float]:
     """Return mean and standard deviation over seeds."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {name: round(statistics.mean(values), digits), "spread": round(spread, digits), "seeds": len(values)}
+    return {name: round(statistics.mean(values), 4), "spread": round(spread, 4), "seeds": len(values)}
 
 
 def main() -> None:
@@ -145,8 +142,8 @@ def main() -> None:
     made.add_argument("--held-out", type=Path, default=place("GEOQUANT_DATA_DIR", "tinystories", "v1_valid_head.txt"))
     made.add_argument("--weights", type=Path, default=place("GEOQUANT_WEIGHTS_DIR", "cifar10_resnet20.safetensors"))
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
-    made.add_argument("--rows", type=int, default=24, help="calibration windows of 256 tokens")
-    made.add_argument("--windows", type=int, default=16, help="evaluation windows of 512 tokens")
+    made.add_argument("--rows", type=int, default=16, help="calibration windows of 256 tokens")
+    made.add_argument("--windows", type=int, default=8, help="evaluation windows of 512 tokens")
     made.add_argument("--images", type=int, default=256, help="calibration images")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
     made.add_argument("--quick", action="store_true", help="one grid, one seed and little data, to see that all works")
