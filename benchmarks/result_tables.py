@@ -103,6 +103,41 @@ def bounds(*documents: Document) -> str:
     )
 
 
+def transformed_weights(document: Document) -> str:
+    """Loss of the Llama with rounded weights, by rounding and transforms."""
+    rows = [row for row in document["rows"] if row["grid"].startswith("int")]
+    seeds = max(row["seeds"] for row in rows)
+    return (
+        f"{_losses(rows)}\n\nFloat: {document['float']:.3f}. {document['tokens']:,} tokens, {seeds} calibration set(s)."
+    )
+
+
+def transformed_activations(document: Document) -> str:
+    """Loss of the Llama with rounded weights and activations."""
+    return _losses([row for row in document["rows"] if row["grid"].startswith("W")])
+
+
+def _losses(rows: Sequence[Document]) -> str:
+    grids = sorted({row["grid"] for row in rows}, reverse=True)
+    keys = dict.fromkeys((row["rounding"], row["transforms"]) for row in rows)
+    found = {(row["rounding"], row["transforms"], row["grid"]): f"{row['loss']:.3f}" for row in rows}
+    ordered = sorted(keys, key=lambda key: key[0] != "nearest")
+    body = [[*key, *(found.get((*key, grid), "") for grid in grids)] for key in ordered]
+    return markdown(["rounding", "transform", *grids], body)
+
+
+def transformed_resnet(document: Document) -> str:
+    """Accuracy of the ResNet-20 at W4A4 without and with equalisation."""
+    found = {(row["norms"], row["grid"], row["transforms"]): f"{row['accuracy']:.1f}" for row in document["rows"]}
+    cases = dict.fromkeys((row["norms"], row["grid"]) for row in document["rows"])
+    body = [
+        [norms, f"`{grid}`", *(found.get((norms, grid, name), "") for name in ("none", "equalize"))]
+        for norms, grid in cases
+    ]
+    table = markdown(["batch norms", "weights", "none", "`equalize`"], body)
+    return f"{table}\n\nFloat: {document['float']:.1f} %. {document['rows'][0]['seeds']} calibration set(s)."
+
+
 def _number(value: float | None) -> str:
     return "not covered" if value is None else f"{value:.3g}"
 

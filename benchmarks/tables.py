@@ -17,7 +17,7 @@ import result_tables
 from common import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "activations.md")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "activations.md", "transforms.md")))
 BOUNDS = ("bounds", "bounds_resnet20")
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 
@@ -110,6 +110,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": lambda: result_tables.architectures(load("architectures")),
     "roundings": lambda: result_tables.roundings(load("resnet20_ptq")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
+    "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),
+    "transforms_activations": lambda: result_tables.transformed_activations(load("transforms_llama")),
+    "transforms_resnet": lambda: result_tables.transformed_resnet(load("transforms_resnet")),
     "geometry": lambda: result_tables.geometry(load("geometry")),
     "activations": lambda: result_tables.activations(load("activation_bits")),
     "bounds": lambda: result_tables.bounds(*map(load, BOUNDS)),

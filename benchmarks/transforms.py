@@ -9,8 +9,8 @@ The options default to these names in $GEOQUANT_WEIGHTS_DIR and $GEOQUANT_DATA_D
 Llama: embedding and head at int8, every other layer on the grid of the column. Rotating the residual stream needs a
 head with its own weight, so all rows are of the untied model. Calibration text is of the training release,
 evaluation text of the validation release; loss in nats per token. ResNet-20: inputs of all layers on int4, of the
-first on int8; all weights on int4 with a scale per channel or per tensor; GPTQ, norms corrected. Calibration draws differ
-by seed; figures are means, with the standard deviation beside where there are several.
+first on int8; all weights on int4 with a scale per channel or per tensor; GPTQ, norms corrected. Calibration draws
+differ by seed; figures are means, with the standard deviation beside where there are several.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from geoquant.transforms import TransformReport, transform, transformed
 
 def check_transform(name: str, model: nn.Module, batch: Any, tolerance: float) -> TransformReport:
     """Hold a transform to its laws on one model; return what it did."""
-    plan = uniform_plan(model, "int3", activations="int4")
+    plan = uniform_plan(model, "int3:maxabs", activations="int4:minmax")
     before, wanted = copy.deepcopy(model.state_dict()), _outputs(model, batch)
 
     torch.manual_seed(1)
