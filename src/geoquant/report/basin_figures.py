@@ -100,6 +100,7 @@ def plane_plot(plane: Plane) -> go.Figure:
         colorscale=SCALE,
         reversescale=True,
         contours={"coloring": "heatmap", "showlines": False},
+        line={"width": 0},
         customdata=[[quantity(value) for value in row] for row in plane.rise],
         hovertemplate="%{customdata} nats<extra></extra>",
         colorbar={"title": {"text": "rise (nats)"}, "tickvals": ticks, "ticktext": [f"{10**t:.2g}" for t in ticks]},
@@ -127,7 +128,8 @@ def plane_plot(plane: Plane) -> go.Figure:
         meta={"label": label},
         showlegend=True,
     )
-    marks = [_mark(marker, marker.y, index) for index, marker in enumerate(plane.markers)]
+    # The legend names them: words would drown in the dark parts of the map.
+    marks = [_mark(marker, marker.y, index, "markers") for index, marker in enumerate(plane.markers)]
     figure = go.Figure([surface, border, entry, *marks], canvas(520))
     figure.update_layout(xaxis=axis(STEPS), yaxis=axis("across, grid steps"))
     for place in half_steps(plane.xs[0], plane.xs[-1]):
@@ -140,11 +142,11 @@ def plane_plot(plane: Plane) -> go.Figure:
 SHAPES = ("circle", "x", "diamond", "triangle-up")
 
 
-def _mark(marker: Marker, y: float, index: int) -> go.Scatter:
+def _mark(marker: Marker, y: float, index: int, mode: str = "markers+text") -> go.Scatter:
     return go.Scatter(
         x=[marker.x],
         y=[y],
-        mode="markers+text",
+        mode=mode,
         text=[plot_text(marker.name)],
         textposition="top center",
         marker={
