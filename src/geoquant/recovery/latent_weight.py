@@ -12,14 +12,13 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from geoquant.grids import SCALE_DTYPES, PerChannel, PerTensor, QuantizedMatrix, Scales, clip_limits
 from geoquant.grids.learned_step import learned_step
 from geoquant.models import Site
 from geoquant.models.views import ROWS
 from geoquant.recovery.oscillation import Oscillation
-from geoquant.recovery.sharding import whole
+from geoquant.recovery.sharding import is_sharded, whole
 
 
 class LatentWeight(nn.Module):
@@ -68,8 +67,8 @@ class LatentWeight(nn.Module):
         """Return the steps as they are now, in weight units, of the shape of the scales."""
         if self.stretch is None:
             return self.scale
-        sharded = isinstance(self.stretch, DTensor)  # outside of a forward under FSDP
-        return self.scale * (1 + (whole(self.stretch) if sharded else self.stretch))
+        # It is sharded outside of a forward under FSDP.
+        return self.scale * (1 + (whole(self.stretch) if is_sharded(self.stretch) else self.stretch))
 
     def watch_(self, latent: Tensor) -> None:
         """Track oscillations from now on."""

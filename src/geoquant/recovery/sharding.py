@@ -1,14 +1,22 @@
 """How is one tensor read and written that several processes hold in parts?
 
-Under FSDP2 (`torch.distributed.fsdp.fully_shard`) parameters are `DTensor`s. Every process must call these functions
-together, in the same order.
+Under FSDP2 (`torch.distributed.fsdp.fully_shard`) parameters are `DTensor`s, which are known here by what they can do:
+importing their module takes seconds. Every process must call these functions together, in the same order.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether several processes hold parts of `tensor`.
+
+    >>> is_sharded(torch.ones(2))
+    False
+    """
+    return hasattr(tensor, "full_tensor")
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -17,8 +25,9 @@ def whole(tensor: Tensor) -> Tensor:
     >>> whole(torch.ones(2))
     tensor([1., 1.])
     """
-    detached = tensor.detach()
-    return detached.full_tensor() if isinstance(detached, DTensor) else detached
+    gather = getattr(tensor.detach(), "full_tensor", None)
+    found: Tensor = tensor.detach() if gather is None else gather()
+    return found
 
 
 @torch.no_grad()
@@ -30,6 +39,9 @@ def assign_(target: Tensor, value: Tensor) -> None:
     >>> target
     tensor([1., 1.])
     """
-    if isinstance(target, DTensor):
+    if is_sharded(target):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(target, DTensor)
         value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     target.copy_(value)
