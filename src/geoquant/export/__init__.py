@@ -7,6 +7,7 @@ from geoquant.export.onnx_format import Onnx, onnx
 from geoquant.export.packed import PLAN_FILE, WEIGHTS_FILE, Artifact, checksum, load, read_artifact, save
 from geoquant.export.packed_format import Packed
 from geoquant.export.protocol import EXPORTERS, Contents, Exporter, StoredLayer, export_model, need, recognize
+from geoquant.export.timing import measure_latency
 from geoquant.export.torchao_format import TorchAo, torchao, torchao_config
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "gguf_types",
     "inspect",
     "load",
+    "measure_latency",
     "need",
     "onnx",
     "read_artifact",

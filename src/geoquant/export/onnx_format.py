@@ -21,7 +21,7 @@ from geoquant.export.onnx_types import LINEARS, NBITS, NEWEST_OPSET, OLDEST_OPSE
 from geoquant.export.onnx_weights import pack_weights_
 from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, need
 from geoquant.plan import Plan
-from geoquant.quantize import quantized_state
+from geoquant.quantize import QuantizedState, quantized_state
 from geoquant.storage import atomic_path
 
 ACCURACY_LEVELS = (1, 4)
@@ -58,19 +58,7 @@ class Onnx:
         if example is None:
             example, free = example_for(model, state.plan)
         graph = trace(model, example, opset, free)
-        level = _accuracy_level(**options)
-        stored = pack_weights_(graph, choices, state.matrices, level)
-        _clean_(graph)
-        layers = {
-            choice.site.parameter: [
-                str(choice.grid),
-                choice.stored,
-                choice.layer().reason,
-                stored[choice.site.parameter],
-            ]
-            for choice in choices
-        }
-        text = onnx_file.serialize(graph, layers, _notes(state.plan, choices, level, opset), state.plan.bytes)
+        text = serialize_graph(graph, choices, state, _accuracy_level(**options), opset)
         with atomic_path(path) as temporary:
             temporary.write_bytes(text)
         return self.contents(path)
@@ -95,6 +83,21 @@ class Onnx:
         self, plan: Plan, opset: int | None = None, linears: str = "auto", **_: Any
     ) -> tuple[tuple[Choice, ...], int]:
         return choose(plan, opset, linears)
+
+
+def serialize_graph(graph: Any, choices: tuple[Choice, ...], state: QuantizedState, level: int, opset: int) -> bytes:
+    """Pack the weights of a traced graph (`geoquant.export.onnx_graph.trace`), which is used up; return the file.
+
+    Raises:
+        ExportError: it would be larger than one ONNX file may be.
+    """
+    stored = pack_weights_(graph, choices, state.matrices, level)
+    _clean_(graph)
+    layers = {
+        choice.site.parameter: [str(choice.grid), choice.stored, choice.layer().reason, stored[choice.site.parameter]]
+        for choice in choices
+    }
+    return onnx_file.serialize(graph, layers, _notes(state.plan, choices, level, opset), state.plan.bytes)
 
 
 def _accuracy_level(accuracy_level: int = 4, **_: Any) -> int:

@@ -110,7 +110,7 @@ class Choice:
             return f"ONNX Runtime takes no {name}; stored as {self.type.name}, with scales in float32"
         if self.form == NBITS and not isinstance(self.grid.granularity, PerGroup):
             return f"MatMulNBits takes a scale per {self.block} weights, in float32"
-        if self.form == NBITS:
+        if self.form == NBITS and self.site.matrix_shape[1] % self.block:
             return "scales are float32, and last blocks are filled up"
         return "scales are float32"
 
