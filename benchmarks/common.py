@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +30,7 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say which command, code and versions made the numbers."""
     parts = [Path(part).name if Path(part).exists() else part for part in sys.argv]  # no folder of one machine
-    command = " ".join(["python", *parts])
+    command = shlex.join(["python", *parts])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE
     ).stdout.strip()

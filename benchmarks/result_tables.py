@@ -273,7 +273,7 @@ def ranks(document: Document) -> str:
 
     names = sorted(
         dict.fromkeys(row["predictor"] for row in rows),
-        key=lambda name: -sum(found[(name, size)]["spearman"]["value"] for size in sizes if (name, size) in found),
+        key=lambda name: -statistics.mean(row["spearman"]["value"] for row in rows if row["predictor"] == name),
     )
     body = [
         [

@@ -82,25 +82,9 @@ def mnist() -> str:
     return "\n".join(lines)
 
 
-def deployed() -> str:
-    """Show what the default pipeline makes of a plan at each budget, beside nearest rounding of the same plan."""
-    rows: list[Row] = load("resnet20_ptq")["rows"]
-    budgets = (2.0, 2.5, 3.0, 4.0)
-    table = {(row["method"], row["label"]): row for row in rows}
-    names = {
-        "nearest, norms corrected": "nearest, norms corrected",
-        "gptq, norms corrected": "**GPTQ, norms corrected**",
-    }
-    body = [
-        [shown, *(accuracy(table.get((method, f"weight_error, {b:g} bits"))) for b in budgets)]
-        for method, shown in names.items()
-    ]
-    return result_tables.markdown(["the same net, rounded with data", *(f"{b:g}" for b in budgets)], body)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "resnet20": resnet20,
-    "deployed": deployed,
+    "deployed": lambda: result_tables.budgets(load("resnet20_ptq")),
     "mnist": mnist,
     "uniform": lambda: result_tables.uniform(load("resnet20_rtn")),
     "solvers": lambda: result_tables.solvers(load("resnet20_rtn")),
@@ -108,7 +92,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "allocation": lambda: result_tables.allocation(load("allocation")),
     "packing": lambda: result_tables.packing(load("packing")),
     "architectures": lambda: result_tables.architectures(load("architectures")),
-    "roundings": lambda: result_tables.roundings(load("resnet20_ptq")),
+    "roundings": lambda: result_tables.roundings(load("resnet20_roundings")),
+    "predictors": lambda: result_tables.predictors(load("resnet20_predictors")),
+    "ranks": lambda: result_tables.ranks(load("damage_rank")),
+    "peers": lambda: result_tables.peers(load("peers")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
     "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),
     "transforms_activations": lambda: result_tables.transformed_activations(load("transforms_llama")),
