@@ -143,3 +143,30 @@ def test_excluded_layers_stay_exact():
     model = conv_net()
     run = adaptive(model, optimizer_of(model), "uniform:int4", exclude=("re:s.*",))
     assert set(run.layers) == {"deep", "head"}
+
+
+def test_a_closure_is_looked_at_after_it_computed_the_gradients():
+    plain, closed = conv_net(), conv_net()
+    batches, script = image_batches(4), Scripted({0: "int8", 2: "int4"})
+    optimizer = optimizer_of(plain)
+    with adaptive(plain, optimizer, script) as run:
+        train(plain, optimizer, batches)
+    other = optimizer_of(closed)
+    with adaptive(closed, other, script) as by_closure:
+        for inputs, labels in batches:
+
+            def closure(x: torch.Tensor = inputs, y: torch.Tensor = labels) -> torch.Tensor:
+                other.zero_grad()
+                loss = nn.functional.cross_entropy(closed(x), y)
+                loss.backward()
+                return loss
+
+            other.step(closure)
+    assert same_weights(plain, closed)
+    assert by_closure.moment() == run.moment()
+    poison = closed.head.bias.register_hook(lambda g: g * float("nan"))
+    with adaptive(closed, other, script) as by_closure:
+        other.step(closure)
+    poison.remove()
+    assert by_closure.log.anomalies == [0]
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), closed.parameters(), strict=True))

@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geoquant.bounds import coupled_rule
 from geoquant.errors import GeoquantError, UnknownNameError
-from geoquant.training import COARSE, FINE, SCHEDULES, LayerFacts, LayerPrecision, Moment, make_schedule
+from geoquant.training import COARSE, FINE, SCHEDULES, LayerFacts, LayerPrecision, Moment, adaptive, make_schedule
 from geoquant.training.numerics import level, step_share
 from geoquant.training.schedules import Combined, CurvatureOnly, Cyclic, GradientOnly, NumGeom, Seed18, Sound
 from geoquant.training.schedules.numgeom import cheapest
-from training_nets import trained
+from training_nets import conv_net, optimizer_of, trained
 from training_schedule_contract import ScheduleContract
 
 CASES: dict[str, dict[str, Any]] = {
@@ -188,14 +189,29 @@ def test_numgeom_gives_more_bits_to_noise_curvature_and_few_operations():
     assert at(flops_a=1e3)["a"] > at(flops_a=1e3)["b"]
 
 
-def test_numgeom_raises_bits_as_the_gradient_vanishes():
-    def at(gradient: float) -> int:
-        layer = LayerFacts(100, 1e6, gradient, 1.0, 1.0, 1.0, gradient, (0.5,))
+def test_numgeom_raises_bits_with_the_relative_noise():
+    def at(noise: float) -> int:
+        layer = LayerFacts(100, 1e6, 1.0, 1.0, 1.0, 1.0, 1.0, (noise,))
         return bits(NumGeom(), moment({"a": layer}))["a"]
 
-    widths = [at(gradient) for gradient in (3.0, 1.0, 0.3, 0.1)]
+    widths = [at(noise) for noise in (0.5, 2.0, 20.0, 200.0)]
     assert widths == sorted(widths)
     assert widths[0] < widths[-1]
+
+
+def test_noise_is_compared_with_the_gradient_of_its_own_time():
+    """Layers take turns at being measured; a gradient that shrinks a hundredfold meanwhile must not look noisy."""
+    model = conv_net()
+    run = adaptive(model, optimizer_of(model), "numgeom")
+    run._facts.see(torch.ones(3))
+    rows = {0: [1.0, 0.0, 0.0], 1: [0.0, 1.0, 0.0], 2: [0.0, 0.0, 1.0]}
+    run._facts.set_noise([1.0, 1.0, 1.0], rows)
+    before = run.moment().layers
+    for turn in range(30):  # everything is 10⁻² of what it was, errors (squared) 10⁻⁴
+        run._facts.set_noise([1e-2] * 3, {turn % 3: [1e-4 * value for value in rows[turn % 3]]})
+    for name, facts in run.moment().layers.items():
+        assert facts.noise == pytest.approx(before[name].noise)
+        assert facts.gradient_share == pytest.approx(3**-0.5)
 
 
 def test_names_and_options_are_checked():

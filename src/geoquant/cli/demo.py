@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geoquant import progress
 from geoquant.cli.app import app
+from geoquant.cli.demo_training import train_in_few_bits
 from geoquant.cli.inputs import AsJson, Seed, fast, say, show
 from geoquant.cli.show import waterfalls
 from geoquant.data import digits
@@ -78,7 +79,7 @@ def demo_command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train, profile, allocate, quantize, save, reload and report, on embedded data; needs no network."""
+    """Train, profile, allocate, quantize, save, reload and report, then train in few bits; needs no network."""
     start = time.perf_counter()
     torch.set_num_threads(1)  # the net is too small to gain by more, and on a busy machine more are far slower
     with progress.shown():
@@ -109,12 +110,15 @@ def demo_command(
             float_point=float_point,
             waterfalls=falls,
         )
+        say("training the same net in few bits, forward, backward and all")
+        training_table, training = train_in_few_bits(seed)
     document: dict[str, Any] = {"report": str(page), "seconds": time.perf_counter() - start, "bytes": size}
     document["points"] = [
         {"method": p.method, "label": p.label, "bytes": p.bytes, "accuracy": p.accuracy.value} for p in points
     ]
+    document["training"] = training
     text = (
-        f"{table_text(points, float_point)}\n\nsaved and reloaded {output / 'w3'}: {size:,} bytes as predicted, logits "
-        f"bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
+        f"{table_text(points, float_point)}\n\n{training_table}\n\nsaved and reloaded {output / 'w3'}: {size:,} bytes "
+        f"as predicted, logits bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
     )
     show(text, document, as_json)

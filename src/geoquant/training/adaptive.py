@@ -198,7 +198,22 @@ class AdaptivePrecision:
         self._meter.load_state_dict(state["meter"])
         self._last.draws = state["draws"]
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Look at the gradients; where the step computes them itself, by a closure, after it did."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._look()
+            return None
+
+        def watched() -> Any:
+            loss = closure()
+            self._look()
+            return loss
+
+        return args[:1], {**kwargs, "closure": watched}
+
+    @torch.no_grad()
+    def _look(self) -> None:
         gradients = {name: layer.weight.grad for name, layer in self.layers.items()}
         squares = self._facts.squares(list(gradients.values()))
         others = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]

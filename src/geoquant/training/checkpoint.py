@@ -50,6 +50,15 @@ def save_checkpoint(
         "generator": torch.get_rng_state(),
         "more": more or {},
     }
+    write_state(path, state)
+
+
+def write_state(path: Path | str, state: dict[str, Any]) -> None:
+    """Write nested plain values and tensors into one safetensors file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     tensors: dict[str, Tensor] = {}
     document = _without_tensors(state, "", tensors)
     with atomic_path(path) as temporary:
@@ -65,7 +74,7 @@ def load_checkpoint_(
         FileFormatError: the file is missing, cut, or no such checkpoint.
         ModelError: it is another model's.
     """
-    state = _read(Path(path))
+    state = read_state(path)
     precision.load_state_dict(state["precision"])
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -80,11 +89,16 @@ def read_more(path: Path | str) -> dict[str, Any]:
     Raises:
         FileFormatError: as `load_checkpoint_`.
     """
-    more: dict[str, Any] = _read(Path(path))["more"]
+    more: dict[str, Any] = read_state(path)["more"]
     return more
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_state(path: Path | str) -> dict[str, Any]:
+    """Return what `write_state` wrote.
+
+    Raises:
+        FileFormatError: the file is missing, cut, or no such file.
+    """
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}

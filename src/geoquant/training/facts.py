@@ -32,7 +32,7 @@ class Facts:
     def __init__(self, layers: Sequence[LowPrecisionLayer]) -> None:
         self._layers = layers
         self._squares: Tensor | None = None
-        self._exact: list[float] | None = None
+        self._shares: list[float] | None = None
         self.noise: list[list[float]] | None = None
         self.coupling: list[list[float]] | None = None
         self.initial: dict[str, LayerFacts] = {}
@@ -63,12 +63,25 @@ class Facts:
         self._complete_initial()
 
     def set_noise(self, exact: list[float], rows: dict[int, list[float]]) -> None:
-        """Keep the last ‖∇f_i‖, and take new rows of noise into their mean with the old ones."""
-        self._exact = exact
+        """Take ‖∇f_i‖ and rows of noise into their means, relative to this measurement's whole gradient.
+
+        Layers take turns, and gradients shrink meanwhile: only what is relative can be compared.
+        """
+        energy = sum(value**2 for value in exact)
+        if energy == 0:
+            return
+        shares = [value**2 / energy for value in exact]
         if self.noise is None:
-            self.noise = [list(rows[j]) for j in range(len(self._layers))]
+            self._shares, self.noise = shares, [[0.0] * len(exact) for _ in self._layers]
+            self._blend(rows, energy, 0.0)
+        else:
+            self._shares = _mixed(self._shares or shares, shares, KEPT)
+            self._blend(rows, energy, KEPT)
+
+    def _blend(self, rows: dict[int, list[float]], energy: float, kept: float) -> None:
+        assert self.noise is not None
         for j, row in rows.items():
-            self.noise[j] = [KEPT * old + (1 - KEPT) * new for old, new in zip(self.noise[j], row, strict=True)]
+            self.noise[j] = _mixed(self.noise[j], [value / energy for value in row], kept)
 
     def coupling_matrix(self) -> tuple[tuple[float, ...], ...] | None:
         """Return the coupling as a frozen value."""
@@ -94,7 +107,7 @@ class Facts:
                 math.sqrt(sizes[i]),
                 spans[i],
                 None if self.coupling is None else self.coupling[i][i],
-                None if self._exact is None else self._exact[i],
+                None if self._shares is None else math.sqrt(self._shares[i]),
                 None if self.noise is None else tuple(self.noise[i]),
             )
             for i, layer in enumerate(self._layers)
@@ -105,7 +118,7 @@ class Facts:
         return {
             "squares": None if self._squares is None else self._squares.tolist(),
             "noise": self.noise,
-            "exact": self._exact,
+            "shares": self._shares,
             "coupling": self.coupling,
             "initial": {name: asdict(facts) for name, facts in self.initial.items()},
         }
@@ -116,12 +129,16 @@ class Facts:
         squares = state["squares"]
         self._squares = None if squares is None else torch.tensor(squares, device=device)
         self.coupling = state["coupling"]
-        self.noise, self._exact = state["noise"], state["exact"]
+        self.noise, self._shares = state["noise"], state["shares"]
         self.initial = {name: _facts(values) for name, values in state["initial"].items()}
 
     def _complete_initial(self) -> None:
         if self.initial and next(iter(self.initial.values())).curvature is None:
             self.initial = self.layers()
+
+
+def _mixed(old: Sequence[float], new: Sequence[float], kept: float) -> list[float]:
+    return [kept * a + (1 - kept) * b for a, b in zip(old, new, strict=True)]
 
 
 def _facts(values: dict[str, Any]) -> LayerFacts:

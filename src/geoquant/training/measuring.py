@@ -86,7 +86,7 @@ class LastBatch:
             raise ModelError("nothing can be measured before the model was called once; give probe=, a loss on a batch")
         args, kwargs = self.inputs
         outputs = self.model(*args, **kwargs)
-        logits = getattr(outputs, "logits", outputs)
+        logits = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", outputs)
         if not isinstance(logits, Tensor) or logits.dim() < 2:
             raise ModelError("the model gives no logits to measure curvature with; give probe=, a loss on a batch")
         rows = logits.flatten(0, -2).float()

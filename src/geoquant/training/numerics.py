@@ -142,11 +142,16 @@ def round_rows(x: Tensor, to: Level, how: Rounding, noise: Noise) -> Tensor:
     tensor([[7.0000, 0.0000],
             [0.7000, 0.0000]])
     """
+    return rounded_rows(x, to, how, noise).dequantize().to(x.dtype)
+
+
+def rounded_rows(x: Tensor, to: Level, how: Rounding, noise: Noise) -> Rounded:
+    """Return codes and scales of `round_rows`; the scales are (rows, 1, ...)."""
     x = x.detach()
     if to.exact or x.numel() == 0:
-        return x
+        return Rounded(x, 1.0)
     if to.name in ("fp16", "bf16") or x.dim() < 2:
-        return round_tensor(x, to, how, noise).dequantize().to(x.dtype)
+        return round_tensor(x, to, how, noise)
     matrix = x.float().flatten(1)
     scale = matrix.abs().amax(1, keepdim=True) / (to.top or _FLOATS[to.name][2])
     if how == "stochastic" and to.top:
@@ -156,7 +161,7 @@ def round_rows(x: Tensor, to: Level, how: Rounding, noise: Noise) -> Tensor:
         codes = codes.round_() if how == "nearest" else codes.add_(_drawn(codes, noise)).floor_()
     else:
         codes = _to_float(codes, to, _drawn(codes, noise) if how == "stochastic" else None)
-    return (codes * scale).view(x.shape).to(x.dtype)
+    return Rounded(codes.view(x.shape), scale.view(-1, *[1] * (x.dim() - 1)))
 
 
 def _round_integers(flat: Tensor, out: Tensor, to: Level, how: Rounding, noise: Noise) -> float | Tensor:

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import conv_flop_count, mm_flop
 
+from geoquant.training import kernels
 from geoquant.training.accounting import LayerCount
 from geoquant.training.noise import Noise
-from geoquant.training.numerics import Rounded, Rounding, level, round_rows, round_tensor
+from geoquant.training.numerics import Rounded, Rounding, level, round_rows, round_tensor, rounded_rows
 from geoquant.training.precision import LayerPrecision
 
 COVERED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,9 +78,9 @@ class LowPrecisionLayer:
         """Round the layer's input."""
         return round_tensor(x, level(self.precision.activations), self._forward, self._local)
 
-    def round_weight(self, weight: Tensor) -> Tensor:
+    def round_weight(self, weight: Tensor) -> Rounded:
         """Round the weights, the same on every rank."""
-        return round_rows(weight, level(self.precision.weights), self._forward, self._shared)
+        return rounded_rows(weight, level(self.precision.weights), self._forward, self._shared)
 
     def round_gradient(self, gradient: Tensor) -> Rounded:
         """Round the gradient of the output."""
@@ -88,6 +89,10 @@ class LowPrecisionLayer:
     def round_weight_gradient(self, gradient: Tensor) -> Tensor:
         """Round the gradient of the weights."""
         return round_rows(gradient, level(self.precision.weight_gradients), self._backward, self._local)
+
+    def unit(self, one: str, other: str, device: torch.device) -> str | None:
+        """Return the level in which a product of operands at levels `one` and `other` has a unit on `device`."""
+        return one if one == other and kernels.usable(one, device) else None
 
     def flops(self, x_shape: torch.Size, y_shape: torch.Size) -> int:
         """Return the operations of one product of this layer; an addition and a multiplication are two."""
@@ -112,8 +117,15 @@ class LowPrecisionLayer:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: LowPrecisionLayer) -> Tensor:
-        low, small = layer.round_input(x), layer.round_weight(weight)
-        y = F.linear(low.codes, small * low.scale, None if bias is None else bias.float())
+        low, rows = layer.round_input(x), layer.round_weight(weight)
+        small, unit = rows.dequantize(), layer.unit(layer.precision.weights, layer.precision.activations, x.device)
+        if unit is None:
+            y = F.linear(low.codes, small * low.scale, None if bias is None else bias.float())
+        else:
+            found = kernels.matmul(low.codes.reshape(-1, x.shape[-1]), rows.codes.T, unit)
+            scale = rows.scale if isinstance(rows.scale, float) else rows.scale.T
+            y = (found * (scale * low.scale)).view(*x.shape[:-1], -1)
+            y = y if bias is None else y + bias
         ctx.save_for_backward(low.codes, small)
         _remember(ctx, layer, low, x, y, bias is not None)
         return y.to(x.dtype)
@@ -124,8 +136,17 @@ class _Linear(torch.autograd.Function):
         low = _backward_begins(ctx, codes, gradients[0])
         wants = ctx.needs_input_grad
         g, x = low.codes.reshape(-1, low.codes.shape[-1]), codes.reshape(-1, codes.shape[-1])
-        grad_x = low.codes @ (small * low.scale) if wants[0] else None
-        grad_w = ctx.layer.round_weight_gradient((g.T @ x).mul_(low.scale).mul_(ctx.scale)) if wants[1] else None
+        grad_x, grad_w = None, None
+        if wants[0]:
+            unit = ctx.layer.unit(ctx.layer.precision.gradients, ctx.layer.precision.weights, g.device)
+            own = small * low.scale
+            grad_x = kernels.matmul(g, own, unit) if unit in kernels.HALF else g @ own
+            grad_x = grad_x.view(codes.shape)
+        if wants[1]:
+            unit = ctx.layer.unit(ctx.layer.precision.gradients, ctx.layer.precision.activations, g.device)
+            # On units unsigned codes stand on the left, and the input is what has none below zero.
+            grad_w = g.T @ x if unit is None else kernels.matmul(x.T, g, unit).T.contiguous()
+            grad_w = ctx.layer.round_weight_gradient(grad_w.mul_(low.scale).mul_(ctx.scale))
         grad_b = g.sum(0) * low.scale if wants[2] else None
         return _typed(ctx, grad_x), grad_w, grad_b, None
 
@@ -135,10 +156,12 @@ class _Convolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, ...], layer: LowPrecisionLayer
     ) -> Tensor:
-        low, small = layer.round_input(x), layer.round_weight(weight)
+        low, small = layer.round_input(x), layer.round_weight(weight).dequantize()
         module: Any = layer.module
         ctx.geometry = (module.stride, padding, module.dilation, False, [0] * len(padding), module.groups)
-        y = torch.convolution(low.codes, small * low.scale, bias, *ctx.geometry)
+        half = _half(layer.unit(layer.precision.weights, layer.precision.activations, x.device))
+        own, shift = (small * low.scale).to(half), None if bias is None else bias.to(half)
+        y = torch.convolution(low.codes.to(half), own, shift, *ctx.geometry).float()
         ctx.save_for_backward(low.codes, small)
         _remember(ctx, layer, low, x, y, bias is not None)
         return y.to(x.dtype)
@@ -147,16 +170,19 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         codes, small = ctx.saved_tensors
         low = _backward_begins(ctx, codes, gradients[0])
-        wants = ctx.needs_input_grad
-        grad_x, grad_w, grad_b = torch.ops.aten.convolution_backward(
-            low.codes, codes, small * low.scale, [len(small)], *ctx.geometry, list(wants[:3])
-        )
-        grad_x, grad_w, grad_b = (
-            g if wanted else None for g, wanted in zip((grad_x, grad_w, grad_b), wants[:3], strict=True)
-        )
+        wants, precision = ctx.needs_input_grad, ctx.layer.precision
+        half = _half(ctx.layer.unit(precision.gradients, precision.activations, codes.device))
+        operands = [each.to(half) for each in (low.codes, codes, small * low.scale)]
+        found = torch.ops.aten.convolution_backward(*operands, [len(small)], *ctx.geometry, list(wants[:3]))
+        grad_x, grad_w, grad_b = (g.float() if wanted else None for g, wanted in zip(found, wants[:3], strict=True))
         if grad_w is not None:
             grad_w = ctx.layer.round_weight_gradient(grad_w.mul_(low.scale).mul_(ctx.scale))
         return _typed(ctx, grad_x), grad_w, None if grad_b is None else grad_b * low.scale, None, None
+
+
+def _half(unit: str | None) -> torch.dtype:
+    """Return the type in which a convolution has a unit, float32 where it has none."""
+    return torch.float32 if unit is None else kernels.HALF.get(unit, torch.float32)
 
 
 def _remember(ctx: Any, layer: LowPrecisionLayer, low: Rounded, x: Tensor, y: Tensor, biased: bool) -> None:

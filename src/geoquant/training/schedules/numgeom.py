@@ -49,7 +49,7 @@ class NumGeom:
         optimizer: level of the optimizer's state.
     """
 
-    share: float = 0.4
+    share: float = 0.5
     every: int = 50
     start: int = 6
     least: int = 3
@@ -71,11 +71,11 @@ class NumGeom:
     def propose(self, moment: Moment) -> dict[str, Proposal]:
         """Propose the cheapest widths within the share."""
         facts = moment.layers
-        if any(one.noise is None or one.exact_gradient_norm is None for one in facts.values()):
+        if any(one.noise is None or one.gradient_share is None for one in facts.values()):
             first = LayerPrecision.of(next_level(self.levels, self.start), None, self.optimizer)
             return dict.fromkeys(facts, Proposal(first, "nothing measured yet"))
         weights = [one.curvature or 0.0 if self.curved else 1.0 for one in facts.values()]
-        energy = sum(k * (one.exact_gradient_norm or 0.0) ** 2 for k, one in zip(weights, facts.values(), strict=True))
+        energy = sum(k * (one.gradient_share or 0.0) ** 2 for k, one in zip(weights, facts.values(), strict=True))
         noise = {name: sum(k * e for k, e in zip(weights, one.noise or (), strict=True)) for name, one in facts.items()}
         menu = tuple(name for name in self.levels if level(name).bits >= self.least)
         names = cheapest(noise, {name: one.flops for name, one in facts.items()}, self.share**2 * energy, menu)

@@ -33,9 +33,9 @@ class LayerFacts:
         weight_norm: ‖θ_i‖.
         span: the range R_i of its weights, 2·max|w|.
         curvature: κ_i, the curvature of the loss along the sharpest direction met in the layer's own weights.
-        exact_gradient_norm: ‖∇f_i‖ in float32 on the probe.
+        gradient_share: ‖∇f_i‖/‖∇f‖ in float32 on the probe.
         noise: (layers,) squared errors that rounding *this* layer to one level either side of zero would make in the
-            probe's gradient of each layer; at other levels they shrink with the square of the step.
+            probe's gradient of each layer, in units of ‖∇f‖²; at other levels they shrink with the square of the step.
     """
 
     weights: int
@@ -44,7 +44,7 @@ class LayerFacts:
     weight_norm: float | None = None
     span: float | None = None
     curvature: float | None = None
-    exact_gradient_norm: float | None = None
+    gradient_share: float | None = None
     noise: tuple[float, ...] | None = None
 
 
