@@ -8,9 +8,10 @@ F_j·b_j with
 
     Σ_j s_j²·V_j ≤ share² · Σ_i κ_i‖g_i‖²,
 
-the gradient's own energy in the same measure. (At a share of 1/√3 training was seen to stop helping, arXiv:2505.19115; that
-is for noise that stays, while here the probe is smaller than a minibatch, and part of its noise averages out.) Layers of few
-operations and of much noise get more bits, and all get more as the gradient gets small beside the noise.
+the gradient's own energy in the same measure. (At a share of 1/√3 training was seen to stop helping,
+arXiv:2505.19115; that is for noise that stays, while here the probe is smaller than a minibatch, and part of its
+noise averages out.) Layers of few operations and of much noise get more bits, and all get more as the gradient gets
+small beside the noise.
 
 Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
     rounding
