@@ -54,3 +54,24 @@ def test_a_guided_plan_of_three_bits_beats_uniform_by_far_and_is_stored_to_the_b
     accuracy = gq.evaluate(guided, test_images).accuracy
     rival = gq.evaluate(quantize(net, uniform), test_images).accuracy
     assert accuracy.value - rival.value > 5 * (accuracy.stderr + rival.stderr)
+
+
+def test_integer_kernels_of_onnx_runtime_keep_the_logits_and_the_accuracy(
+    net: nn.Module, test_images: list[object], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from geoquant.export.onnx_session import feeds, open_session
+
+    calibration = read_batches("cifar10", "train", Normalize.imagenet, WEIGHTS, 64, 64, 0)
+    plan = uniform_plan(net, "int8", activations={"re:.*": "int8:affine"})
+    rounded = quantize(net, plan, calibration, effort="fast")
+    gq.export.onnx(rounded, plan, tmp_path / "resnet20.onnx", example=calibration[0])
+    session = open_session(tmp_path / "resnet20.onnx")
+    images, labels = test_images[0]  # type: ignore[misc]
+    found = torch.from_numpy(session.run(None, feeds(session, images))[0])
+    with inference(rounded):
+        expected = rounded(images)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 0.05
+    accuracies = [float((each.argmax(1) == labels).float().mean()) for each in (found, expected)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.02)

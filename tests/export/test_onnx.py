@@ -172,6 +172,19 @@ def test_static_activations_run_on_integer_kernels_and_the_norm_is_folded(tmp_pa
     assert all("zero points" in layer.reason for layer in written.layers)
 
 
+def test_eight_bit_weights_that_may_overflow_get_zero_points_and_seven_bit_ones_do_not() -> None:
+    for grid, stored in (
+        ("int8", "uint8"),
+        ("int8:narrow", "uint8"),
+        ("int7", "int8"),
+        ("int5", "int8"),
+        ("int4", "int4"),
+    ):
+        for activations, expected in (("int8:affine", stored), ("int8:dynamic", None), (None, None)):
+            choices, _ = choose(uniform_plan(small_net(), grid, activations=activations), None, "auto")
+            assert {choice.type.name for choice in choices} == {expected or stored.replace("uint8", "int8")}
+
+
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     net = quantize(small_net(), plan := uniform_plan(small_net(), "int4"))
     export_onnx(net, plan, tmp_path / "a.onnx")

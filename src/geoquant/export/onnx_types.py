@@ -167,13 +167,19 @@ def _choose(site: Site, grid: Grid, linears: str, inputs: ActivationGrid | None)
     if group >= site.matrix_shape[1]:  # one group is the whole channel
         group = 0
     nbits = type.name in ("int2", "int4", "int8", "uint2", "uint4", "uint8") and group in (0, 16, 32, 64, 128, 256)
-    if inputs is not None and not inputs.dynamic and inputs.bits <= 8 and type.name == "int8":
+    if inputs is not None and not inputs.dynamic and inputs.bits <= 8 and type.name == "int8" and _may_overflow(grid):
         return Choice(site, grid, OnnxType("uint8", 8, 13), QDQ, group, shift=128)
     if linears == QDQ or site.kind != "linear" or site.aliases or inputs is not None or not nbits:
         return Choice(site, grid, type, QDQ, group)
     if linears == "auto" and site.weights < _LEAST_WEIGHTS:
         return Choice(site, grid, type, QDQ, group)
     return Choice(site, grid, type, NBITS, group or _block(site.matrix_shape[1]))
+
+
+def _may_overflow(grid: Grid) -> bool:
+    """Whether two products of a level with an 8-bit activation may exceed 16 bits: not with 7 bits or fewer."""
+    levels = grid.format.levels
+    return levels is not None and 2 * 255 * float(levels.abs().max()) > 2**15 - 1
 
 
 def _block(fan_in: int) -> int:
