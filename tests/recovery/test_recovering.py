@@ -53,7 +53,7 @@ def test_every_grid_recovers_and_is_saved_to_the_bit(grid: str, method: str, net
 def test_a_float_model_is_quantized_first_and_teaches_itself(net, batches) -> None:
     plan = gq.uniform_plan(net, "int2")
     model = copy.deepcopy(net)
-    recover_(model, plan, batches, epochs=4)
+    recover_(model, plan, batches, epochs=8)
     rounded = gq.quantize_(copy.deepcopy(net), plan, batches)
     assert divergence(net, model, batches) < divergence(net, rounded, batches)
     assert quantized_state(model).plan.names == plan.names
@@ -140,6 +140,6 @@ def test_tied_weights_stay_tied(batches) -> None:
     plan = gq.uniform_plan(net, "int2")
     model = copy.deepcopy(net)
     before = divergence(net, gq.quantize_(copy.deepcopy(net), plan, batches), batches)
-    recover_(model, plan, batches, epochs=4)
+    recover_(model, plan, batches, epochs=8)
     assert model.first.weight is model.second.weight
     assert divergence(net, model, batches) < before

@@ -25,7 +25,7 @@ from geoquant.export.packed_weights import pack_, without_weights
 from geoquant.grids import ActivationGrid, ActivationScale, Grid, QuantizedMatrix
 from geoquant.models import Inventory, Site, apply_folds_, other_tensors, take_inventory
 from geoquant.plan import ARTIFACT_VERSION, METADATA_KEY, SCALES, ZEROS, Plan, activation_tensors, description, metadata
-from geoquant.quantize import QuantizedState, attach_, quantized_state
+from geoquant.quantize import QuantizedState, attach_, left_in_float, quantized_state
 from geoquant.storage import Json, atomic_path, canonical
 
 WEIGHTS_FILE = "model.safetensors"
@@ -171,11 +171,13 @@ def load(path: Path | str, model: Model, *, packed: bool = False) -> Model:
     with torch.no_grad():
         for name, tensor in other_tensors(model, inventory.sites).items():
             tensor.copy_(artifact.tensors[name])
+    scales = _scales(artifact, plan)
     if packed:
         parts = {site.parameter: _parts(site, artifact) for site in inventory.sites}
-        pack_(model, plan, parts, _scales(artifact, plan))
+        pack_(model, plan, parts, scales)
     else:
-        attach_(model, QuantizedState(plan, matrices, scales=_scales(artifact, plan)), inventory.sites)
+        state = QuantizedState(plan, matrices, scales=scales, in_float=left_in_float(model, plan, scales))
+        attach_(model, state, inventory.sites)
     return model
 
 

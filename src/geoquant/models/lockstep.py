@@ -83,7 +83,12 @@ class _Runner(threading.Thread):
 
 
 def walk_in_lockstep(
-    model: nn.Module, batches: Sequence[Any], stations: Sequence[nn.Module], act: Act, forward: Forward | None = None
+    model: nn.Module,
+    batches: Sequence[Any],
+    stations: Sequence[nn.Module],
+    act: Act,
+    forward: Forward | None = None,
+    before_hooks: bool = False,
 ) -> None:
     """Run `model` on all `batches` side by side; call `act(station, arrivals)` once for every station reached.
 
@@ -95,6 +100,7 @@ def walk_in_lockstep(
         act: receives the module and the arguments of every forward that waits for it, in the order of batches. To
             call the module itself, use ``type(station).forward(station, *args, **kwargs)``.
         forward: how to call the model, as in `predict`.
+        before_hooks: show what arrives before the station's own hooks change it, not after.
 
     Raises:
         Whatever the model or `act` raises; no forward is left behind.
@@ -115,7 +121,7 @@ def walk_in_lockstep(
         if isinstance(runner, _Runner) and module in left:
             runner.pause(module, Arrival(args, kwargs))
 
-    hooks = [station.register_forward_pre_hook(wait, with_kwargs=True) for station in left]
+    hooks = [station.register_forward_pre_hook(wait, with_kwargs=True, prepend=before_hooks) for station in left]
     try:
         for runner in runners:
             runner.start()

@@ -92,7 +92,8 @@ class BlockTuning:
             return predict(both[batch[0]], batch[1], forward)
 
         with task("reconstructing blocks", self.steps * len(blocks)) as advance:
-            walk_in_lockstep(nn.ModuleList([reference, model]), tagged, list(names), act, call)
+            # A block that rounds its own input learns to do so from what it is given.
+            walk_in_lockstep(nn.ModuleList([reference, model]), tagged, list(names), act, call, before_hooks=True)
         return result
 
 
