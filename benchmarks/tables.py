@@ -18,7 +18,7 @@ from common import RESULTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "activations.md", "transforms.md")))
-BOUNDS = ("bounds", "bounds_resnet20")
+BOUNDS = ("bounds", "bounds_cnn4", "bounds_resnet20")
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 
 Row = dict[str, Any]
