@@ -144,6 +144,6 @@ def browser() -> Iterator[object]:
         pytest.skip("no Chromium or Chrome is installed to look at the page with")
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=arguments)
+        chromium = playwright.chromium.launch(executable_path=path, args=arguments, timeout=600_000)
         yield chromium
         chromium.close()

@@ -49,8 +49,9 @@ def visit(browser) -> Iterator[Callable[..., Visit]]:
         page.on("console", lambda message: result.complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: result.complaints.append(str(error)))
         page.on("request", lambda request: result.requests.append(request.url))
+        page.set_default_timeout(600_000)  # a busy machine is slow, and slow is not wrong
         page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]", timeout=60_000)
+        page.wait_for_selector("html[data-ready]")
         return result
 
     yield open_page
@@ -66,7 +67,7 @@ def desk(visit, full: Path) -> Visit:
 
 def until(page: Any, expression: str) -> None:
     """Wait for a condition; playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(100):
+    for _ in range(6000):
         if page.evaluate(expression):
             return
         page.wait_for_timeout(50)
