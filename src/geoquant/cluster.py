@@ -8,7 +8,8 @@ objects between processes of one user by pickling them; nothing pickled is read 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,18 @@ from geoquant.errors import ClusterError, MissingExtraError
 from geoquant.progress import task
 
 LOCAL = "local"
+_OWN_OPTIONS = ("num_cpus", "num_gpus", "memory")
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Stands for a result that no worker lived to give.
+
+    Attributes:
+        reason: in Ray's words.
+    """
+
+    reason: str
 
 
 class Cluster:
@@ -56,6 +69,52 @@ class Cluster:
         if self._started:
             self._ray.shutdown()
             self._started = False
+
+    def stream(
+        self,
+        function: Callable[[Any, Any], Any],
+        shared: Any,
+        items: Sequence[Any],
+        resources: Sequence[Mapping[str, float]],
+        retries: int = 3,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield ``(place, function(shared, items[place]))`` as the workers finish.
+
+        An item whose worker is lost goes to another one, `retries` times; one that is lost each time yields `Lost`.
+
+        Args:
+            function: of a module that workers can import.
+            shared: sent once to each of them.
+            items: one call each.
+            resources: what each call reserves: ``num_cpus``, ``num_gpus``, ``memory`` in bytes, or names of one's own.
+            retries: of a lost worker; what `function` raises is never tried again.
+
+        Raises:
+            Whatever `function` raises.
+        """
+        sent = self._ray.put(shared)
+        remote = self._ray.remote(function)
+        places: dict[Any, int] = {}
+        for place, (item, reserved) in enumerate(zip(items, resources, strict=True)):
+            places[remote.options(**_options(reserved), max_retries=retries).remote(sent, item)] = place
+        left = list(places)
+        try:
+            while left:
+                done, left = self._ray.wait(left)
+                for reference in done:
+                    yield places[reference], self._result(reference)
+        finally:
+            for reference in left:
+                self._ray.cancel(reference, force=True)
+
+    def _result(self, reference: Any) -> Any:
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from error
+        except exceptions.RayError as error:
+            return Lost(str(error).strip().splitlines()[0])
 
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any], code: Iterable[ModuleType] = ()
@@ -101,6 +160,17 @@ def modules_of_scripts(objects: Iterable[Any]) -> list[ModuleType]:
     names = {type(each).__module__ for each in objects}
     scripts = sorted(name for name in names if name == "__main__" or name.startswith("geoquant_file_"))
     return [sys.modules[name] for name in scripts if name in sys.modules and name != "__main__"]
+
+
+def _options(reserved: Mapping[str, float]) -> dict[str, Any]:
+    """Sort what is reserved into Ray's own options and resources with names of one's own.
+
+    >>> _options({"num_cpus": 2, "fast_disk": 1})
+    {'num_cpus': 2, 'resources': {'fast_disk': 1}}
+    """
+    own: dict[str, Any] = {name: amount for name, amount in reserved.items() if name in _OWN_OPTIONS}
+    rest = {name: amount for name, amount in reserved.items() if name not in _OWN_OPTIONS}
+    return own | ({"resources": rest} if rest else {})
 
 
 def _import_ray() -> Any:

@@ -66,6 +66,10 @@ class ClusterError(GeoquantError):
     """Workers in other processes cannot be reached or started."""
 
 
+class StudyError(GeoquantError):
+    """A study is declared wrongly, gave what is no result, or is at work in the same folder."""
+
+
 class MissingExtraError(GeoquantError):
     """An optional dependency is needed and not installed."""
 

@@ -1,6 +1,6 @@
 """The command line."""
 
-from geoquant.cli import apply, demo, diagnosing, exporting, inspecting, measure, recovering, show, training
+from geoquant.cli import apply, demo, diagnosing, exporting, inspecting, measure, recovering, show, studying, training
 from geoquant.cli.app import app, main
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "measure",
     "recovering",
     "show",
+    "studying",
     "training",
 ]

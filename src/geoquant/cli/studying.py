@@ -1,0 +1,114 @@
+"""`geoquant study`: list experiments, run them, and read what came of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from geoquant import progress
+from geoquant.cli.app import app
+from geoquant.cli.inputs import AsJson, say, show
+from geoquant.cluster import Cluster
+from geoquant.errors import StudyError
+from geoquant.plan import align
+from geoquant.study import PRESETS, STUDIES, Preset, RunReport, Store, Study, run_study
+
+study_app = typer.Typer(no_args_is_help=True, help="Run the experiments of the sources, and read what came of them.")
+app.add_typer(study_app, name="study")
+
+ALL = "all"
+Output = Annotated[Path, typer.Option(help="Folder of the results: a folder for each study, a file for each cell.")]
+PresetOption = Annotated[
+    str, typer.Option(help="quick (minutes on two cores), laptop (the sources' scale), full (wants a GPU).")
+]
+FOLDER = Path("geoquant-studies")
+
+
+@study_app.command("list")
+def list_command(output: Output = FOLDER, as_json: AsJson = False) -> None:
+    """List the studies, and how many of their cells are done.
+
+    Example: `geoquant study list`
+    """
+    documents = [_listed(STUDIES[name], output) for name in STUDIES.names()]
+    rows: list[tuple[str, ...]] = [("study", *PRESETS, "title")]
+    for one in documents:
+        done = [f"{one['cells'][preset]['done']}/{one['cells'][preset]['all']}" for preset in PRESETS]
+        rows.append((one["name"], *done, one["title"]))
+    text = align(rows, (False, True, True, True, False))
+    show(f"{text}\n\ncells done in {output}; run them with `geoquant study run NAME`", {"studies": documents}, as_json)
+
+
+def _listed(study: Study, output: Path) -> dict[str, Any]:
+    store, cells = Store(output), {}
+    for preset in PRESETS:
+        grid = study.grid(preset)
+        found = store.read_all(grid).values()
+        counts = {status: sum(one.status == status for one in found) for status in ("done", "failed")}
+        cells[preset] = {"all": len(grid), **counts}
+    facts = {name: getattr(study, name) for name in ("name", "title", "source", "question", "version")}
+    return {**facts, "cells": cells}
+
+
+@study_app.command("run")
+def run_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A study of `geoquant study list`, or `all`.")],
+    preset: PresetOption = "quick",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes, of one thread each; workers of a local Ray.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(help="Run on a Ray cluster: its address, or `local` to start one here.")
+    ] = None,
+    retry: Annotated[bool, typer.Option(help="Run cells again that failed.")] = False,
+    only: Annotated[str, typer.Option(help="A regular expression that the label of a cell must hold.")] = "",
+    output: Output = FOLDER,
+    as_json: AsJson = False,
+) -> None:
+    """Run the cells of a study that have no result yet.
+
+    Results are written as they come, so an interrupted run goes on where it was. What failed is kept with its error and
+    stays until `--retry`. A cell is known by its configuration: a changed one runs anew, the others keep their results.
+
+    Examples: `geoquant study run digits-depth --jobs 2`
+
+    `geoquant study run all --preset laptop --ray local --jobs 4 --output results/`
+
+    `geoquant study run digits-depth --only "seed=0 layer=head"`
+    """
+    chosen = _preset(preset)
+    studies = [STUDIES[each] for each in (STUDIES.names() if name == ALL else [name])]
+    with ExitStack() as stack:
+        cluster = None if ray is None else stack.enter_context(Cluster(ray, jobs))
+        stack.enter_context(progress.shown())
+        reports = [
+            run_study(study, chosen, output, jobs=jobs, cluster=cluster, only=only, retry=retry) for study in studies
+        ]
+    for report in reports:
+        for label, reason in report.failed:
+            say(f"failed: {report.study} {label}: {reason}")
+        for label, reason in report.unavailable:
+            say(f"not run: {report.study} {label}: {reason}")
+    document = {"preset": chosen, "output": str(output), "studies": [asdict(report) for report in reports]}
+    show(_run_text(reports, output), document, as_json)
+    if any(report.failed for report in reports):
+        raise typer.Exit(1)
+
+
+def _run_text(reports: list[RunReport], output: Path) -> str:
+    rows = [("study", "run now", "done before", "failed", "not run", "seconds")]
+    for one in reports:
+        failed, unavailable = str(len(one.failed)), str(len(one.unavailable))
+        rows.append((one.study, str(one.ran), str(one.skipped), failed, unavailable, f"{one.seconds:.1f}"))
+    again = "\ncells that failed are kept with their errors; --retry runs them again"
+    text = align(rows, (False, True, True, True, True, True)) + f"\n\nresults: {output.resolve()}"
+    return text + (again if any(report.failed for report in reports) else "")
+
+
+def _preset(word: str) -> Preset:
+    for preset in PRESETS:
+        if preset == word:
+            return preset
+    raise StudyError(f"there is no preset '{word}'; choose one of {', '.join(PRESETS)}")

@@ -1,0 +1,31 @@
+"""Experiments: small declarations that one command runs, resumes and reports."""
+
+from geoquant.study import studies
+from geoquant.study.declaration import PRESETS, STUDIES, Cell, Configuration, Preset, Study, register
+from geoquant.study.gathering import fullest, gather, results
+from geoquant.study.results import Result, Results, Summary, summary
+from geoquant.study.runner import RunReport, run_study
+from geoquant.study.store import Failure, Outcome, Store
+
+__all__ = [
+    "PRESETS",
+    "STUDIES",
+    "Cell",
+    "Configuration",
+    "Failure",
+    "Outcome",
+    "Preset",
+    "Result",
+    "Results",
+    "RunReport",
+    "Store",
+    "Study",
+    "Summary",
+    "fullest",
+    "gather",
+    "register",
+    "results",
+    "run_study",
+    "studies",
+    "summary",
+]
