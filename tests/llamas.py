@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import nn
 
 
 def tiny_llama(seed: int = 0, tied: bool = False, dtype: torch.dtype = torch.float32, **changes: Any) -> nn.Module:
-    """Return a two-layer Llama of 20,000 weights, in eval mode; skips where transformers is not installed."""
-    transformers = pytest.importorskip("transformers")
+    """Return a two-layer Llama of 20,000 weights, in eval mode."""
     shape = {
         "vocab_size": 48,
         "hidden_size": 64,

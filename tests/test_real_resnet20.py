@@ -59,8 +59,6 @@ def test_a_guided_plan_of_three_bits_beats_uniform_by_far_and_is_stored_to_the_b
 def test_integer_kernels_of_onnx_runtime_keep_the_logits_and_the_accuracy(
     net: nn.Module, test_images: list[object], tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
     from geoquant.export.onnx_session import feeds, open_session
 
     calibration = read_batches("cifar10", "train", Normalize.imagenet, WEIGHTS, 64, 64, 0)

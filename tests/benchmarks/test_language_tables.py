@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from geoquant.data import TextSet
 from language import TEXT, tiny, write_folder
 

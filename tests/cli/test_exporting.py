@@ -13,9 +13,6 @@ from geoquant.models.zoo import mlp3_mnist
 from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
 MODEL = "geoquant.models.zoo:mlp3_mnist"
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from geoquant.cli import main
 from language import TEXT, write_folder
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,9 +21,6 @@ from geoquant.models import Site, load_pretrained
 from geoquant.plan import Plan, uniform_plan
 from geoquant.quantize import quantize
 from llamas import tiny_llama, tokens
-
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("compressed_tensors")
 
 STORIES = Path(os.environ.get("GEOQUANT_WEIGHTS_DIR", "/nonexistent")) / "stories260K"
 ALIKE = {"re:.*_proj": "int4", "re:.*(q|k|v)_proj": "int8", "re:.*down_proj": "int3"}

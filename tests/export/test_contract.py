@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from export.contract import check_deterministic, check_exporter, no_unpickling
-from geoquant.errors import ExportError, MissingExtraError, PlanError, UnknownNameError
+from geoquant.errors import ExportError, PlanError, UnknownNameError
 from geoquant.export import EXPORTERS, export_model, recognize
 from geoquant.plan import uniform_plan
 from llamas import tiny_llama, tokens
@@ -56,19 +56,13 @@ def test_laws(name: str, case: str, tmp_path: Path) -> None:
         pytest.skip("tracing a language model takes long; llama-tied shows the same")
     make, batch, settings = CASES[case]
     plan = uniform_plan(make(), **settings)
-    try:
-        check_exporter(EXPORTERS[name], make, plan, batch(), tmp_path / "new")
-    except MissingExtraError as missing:
-        pytest.skip(str(missing))
+    check_exporter(EXPORTERS[name], make, plan, batch(), tmp_path / "new")
 
 
 @pytest.mark.parametrize("name", EXPORTERS.names())
 def test_two_exports_are_the_same_bytes(name: str, tmp_path: Path) -> None:
     make, batch = (tiny_llama, tokens()) if name == "gguf" else (mlp, vectors())
-    try:
-        check_deterministic(EXPORTERS[name], make, uniform_plan(make(), "int4:group32"), batch, tmp_path)
-    except MissingExtraError as missing:
-        pytest.skip(str(missing))
+    check_deterministic(EXPORTERS[name], make, uniform_plan(make(), "int4:group32"), batch, tmp_path)
 
 
 @pytest.mark.parametrize("name", EXPORTERS.names())

@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from geoquant.errors import ExportError, FileFormatError, WeightsError
@@ -24,9 +26,6 @@ from geoquant.models.zoo import mlp3_mnist
 from geoquant.plan import Plan, uniform_plan
 from geoquant.quantize import quantize
 from llamas import tiny_llama, tokens
-
-gguf = pytest.importorskip("gguf")
-transformers = pytest.importorskip("transformers")
 
 STORIES = Path(os.environ.get("GEOQUANT_WEIGHTS_DIR", "/nonexistent")) / "stories260K"
 WIDE = {"hidden_size": 256, "num_attention_heads": 8, "intermediate_size": 256}

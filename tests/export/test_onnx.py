@@ -5,24 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as runtime
 import pytest
 import torch
 from torch import nn
 
 from geoquant.errors import DataError, ExportError, FileFormatError, PlanError
 from geoquant.export import EXPORTERS
+from geoquant.export import onnx as export_onnx
+from geoquant.export.onnx_session import open_session, run_exactly
 from geoquant.export.onnx_types import choose
 from geoquant.models import inference, take_inventory
 from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize
 from nets import small_batches, small_net
-
-onnx = pytest.importorskip("onnx")
-runtime = pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
-from geoquant.export import onnx as export_onnx  # noqa: E402 (after the check that its packages are there)
-from geoquant.export.onnx_session import open_session, run_exactly  # noqa: E402
 
 TYPES = {
     "int2": ("int2", 25),

@@ -14,9 +14,6 @@ from geoquant.export import measure_latency, timing
 from geoquant.models import inference
 from geoquant.plan import LatencyTable
 
-pytest.importorskip("onnxruntime")
-pytest.importorskip("onnxscript")
-
 
 class Twins(nn.Module):
     def __init__(self) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from torchao import quantization as ao
 
 import geoquant as gq
 from geoquant.errors import ExportError, FileFormatError, WeightsError
@@ -18,8 +20,6 @@ from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize, quantized_state
 from llamas import tiny_llama, tokens
 from nets import small_net
-
-ao = pytest.importorskip("torchao.quantization")
 
 
 def logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -76,7 +76,6 @@ def test_the_configuration_names_packed_layers_only() -> None:
     ],
 )
 def test_transformers_computes_identical_logits(tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype) -> None:
-    transformers = pytest.importorskip("transformers")
     model = tiny_llama(dtype=dtype)
     plan = uniform_plan(model, **settings)
     net = quantize(model, plan)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from geoquant.geometry import gauss_newton_traces, hessian_traces, kronecker_factors, measure_geometry, quadratic_form
 from geoquant.models import find_sites
-
-transformers = pytest.importorskip("transformers")
 
 SMALL = {"vocab_size": 7, "max_position_embeddings": 8}
 BOTH = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, **SMALL}

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-pytest.importorskip("transformers")
-
 from geoquant import evaluate
 from geoquant.data import evaluation_batches, load_text, tokenize
 from geoquant.data.text import TextSet
@@ -115,7 +113,6 @@ def test_a_trained_checkpoint_has_its_known_loss():
 
 
 def test_a_model_offloaded_to_disk_evaluates_and_points_to_streaming(tmp_path):
-    pytest.importorskip("accelerate")
     folder = write_folder(tmp_path / "net", tied=False)
     places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk"}
     places |= {"model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}

@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("transformers")
-
 from geoquant import evaluate
 from geoquant.errors import ModelError
 from geoquant.grids import ActivationGrid

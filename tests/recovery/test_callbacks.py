@@ -6,8 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import transformers
+from lightning import pytorch as lightning
 from torch import Tensor, nn
 
 import geoquant as gq
@@ -54,7 +55,6 @@ def test_a_loop_of_ones_own_does_what_recover_does(net, batches, tmp_path) -> No
 
 
 def test_lightning_trains_it(net, batches, tmp_path) -> None:
-    lightning = pytest.importorskip("lightning.pytorch")
     model, plan = start(net, batches)
     latents = prepare_(model, reference=net)
     settings = Settings(rate=2e-3, freeze=0.05)
@@ -110,8 +110,6 @@ class Distilling(nn.Module):
 
 
 def test_the_trainer_of_transformers_trains_it(net, batches, tmp_path) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("accelerate")
     model, plan = start(net, batches)
     latents = prepare_(model, reference=net)
     settings = Settings(rate=2e-3)

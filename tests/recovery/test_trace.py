@@ -81,7 +81,6 @@ def test_a_trace_is_saved_and_read_back(net, batches, tmp_path) -> None:
 
 
 def test_scalars_are_written_for_tensorboard(net, batches, tmp_path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trace = recover_(net, gq.uniform_plan(net, "int2"), batches, steps=2, trace_every=1).trace

@@ -137,7 +137,8 @@ def point() -> Callable[..., Point]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
     """Start the installed Chromium; tests that need it are skipped where there is none."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    from playwright import sync_api
+
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next((found for name in names if (found := shutil.which(name))), None)
     if path is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from dataclasses import replace
 
 import pytest
@@ -55,7 +56,6 @@ def test_a_row_must_not_depend_on_the_other_sites():
 
 
 def test_two_ray_workers_give_the_same_profile():
-    pytest.importorskip("ray")
     model, batches = (
         torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)),
         [torch.ones(4, 6)],
@@ -64,6 +64,8 @@ def test_two_ray_workers_give_the_same_profile():
     try:
         cluster.__enter__()
     except ClusterError as error:  # a crowded machine: Ray gives its own processes a minute to start
+        if not re.search("timed out|timeout|within", str(error), re.IGNORECASE):
+            raise
         pytest.skip(str(error))
     with cluster:
         shared = gq.profile(model, batches, cluster=cluster)
@@ -74,6 +76,5 @@ def test_two_ray_workers_give_the_same_profile():
 
 
 def test_bad_clusters_are_refused():
-    pytest.importorskip("ray")
     with pytest.raises(ClusterError, match="leaves nobody to work"):
         Cluster("local", 0)

@@ -7,9 +7,6 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
-
 import geoquant as gq
 from geoquant.errors import FileFormatError, PlanError, WeightsError
 from geoquant.models import load_pretrained, take_inventory

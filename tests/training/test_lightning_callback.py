@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from lightning import pytorch as lightning
 
 from training_nets import conv_net, image_batches, same_weights
-
-lightning = pytest.importorskip("lightning.pytorch")
 
 
 def fit(steps: int, checkpoint: Path | None = None, save: Path | None = None) -> tuple[Any, Any]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import transformers
 from torch import nn
 
 from training_nets import conv_net, image_batches, same_weights
-
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 
 
 class Wrapped(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 VOCABULARY = 11
@@ -116,24 +116,20 @@ BOTH |= {"num_attention_heads": 4, "max_position_embeddings": 16}
 
 
 def llama(tied: bool = False, attention: str = "sdpa") -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(**BOTH, num_key_value_heads=2, tie_word_embeddings=tied)
     return transformers.LlamaForCausalLM._from_config(config, attn_implementation=attention)
 
 
 def gpt2() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     named = {"n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=VOCABULARY, **named))
 
 
 def bert() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     return transformers.BertForSequenceClassification(transformers.BertConfig(**BOTH, num_labels=3))
 
 
 def gemma() -> nn.Module:
-    transformers = pytest.importorskip("transformers")
     config = transformers.GemmaConfig(**BOTH, num_key_value_heads=2, head_dim=4, tie_word_embeddings=False)
     return transformers.GemmaForCausalLM(config)
 

@@ -13,15 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from geoquant.errors import ExportError, PlanError
+from geoquant.errors import ExportError
 from geoquant.export import onnx_file
 from geoquant.export.onnx_graph import example_for, integer_type, trace
 from geoquant.export.onnx_session import run_exactly
 from geoquant.export.onnx_types import LINEARS, NBITS, NEWEST_OPSET, OLDEST_OPSET, Choice, choose
 from geoquant.export.onnx_weights import pack_weights_
-from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, need
+from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, export_model, need
+from geoquant.export.states import state_of
 from geoquant.plan import Plan
-from geoquant.quantize import QuantizedState, quantized_state
+from geoquant.quantize import QuantizedState
 from geoquant.storage import atomic_path
 
 ACCURACY_LEVELS = (1, 4)
@@ -49,10 +50,7 @@ class Onnx:
 
     def write(self, model: nn.Module, plan: Plan, path: Path, **options: Any) -> Contents:
         """Trace the model, pack its weights, and write the file."""
-        state = quantized_state(model)
-        state.plan.inventory.check_same_layout(plan.inventory)
-        if state.plan.names != plan.names:
-            raise PlanError("the model was quantized by another plan than this one; export it with its own")
+        state = state_of(model, plan)
         choices, opset = self._choices(state.plan, **options)
         example, free = options.get("example"), False
         if example is None:
@@ -156,6 +154,4 @@ def onnx(model: nn.Module, plan: Plan, path: Path | str, **options: Any) -> Cont
         OutputError: the file cannot be written; nothing is left half written.
         MissingExtraError: onnx, onnxscript or onnxruntime are not installed.
     """
-    from geoquant.export.protocol import export_model
-
     return export_model(model, plan, path, "onnx", **options)

@@ -12,7 +12,6 @@ floating-point operations, with the formulas of torch's own counter.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +35,6 @@ class LowPrecisionLayer:
         module: an `nn.Linear` or `nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`.
         precision: as it is now; may be replaced between steps.
         suspended: compute in float32 and count nothing, as measurements do.
-        watcher: told (layer, input, output gradient) in the backward of a step that is measured.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class LowPrecisionLayer:
         self.precision = LayerPrecision()
         self.count = LayerCount()
         self.suspended = False
-        self.watcher: Callable[[LowPrecisionLayer, Tensor, Tensor], None] | None = None
         self.plain = module.forward
         self._shared, self._local = shared, local
         self._forward, self._backward = forward, backward
@@ -107,8 +104,6 @@ class LowPrecisionLayer:
 
         def count_backward(gradient: Tensor) -> None:
             self.count.backward(flops, precision, to_input, self.weight.requires_grad)
-            if self.watcher is not None:
-                self.watcher(self, x.detach(), gradient)
 
         if y.requires_grad:
             y.register_hook(count_backward)  # type: ignore[no-untyped-call]
@@ -196,8 +191,6 @@ def _remember(ctx: Any, layer: LowPrecisionLayer, low: Rounded, x: Tensor, y: Te
 def _backward_begins(ctx: Any, codes: Tensor, gradient: Tensor) -> Rounded:
     layer: LowPrecisionLayer = ctx.layer
     layer.count.backward(ctx.flops, layer.precision, ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-    if layer.watcher is not None:
-        layer.watcher(layer, codes * ctx.scale, gradient)
     return layer.round_gradient(gradient)
 
 
