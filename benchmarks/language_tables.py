@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections import defaultdict
@@ -59,11 +60,11 @@ class Settings:
     train: str
     test: str
     window: int = 256
-    calibration: int = 512
+    calibration: int = 128
     profile: int = 16
     choices: int = 64
     evaluated: int | None = 128
-    steps: int = 600
+    steps: int = 300
     rate: float = 0.05
 
 
@@ -138,7 +139,7 @@ def uniform_candidates(model: nn.Module, budget: float) -> list[gq.Plan]:
     return sorted(within, key=lambda plan: -plan.average_bits)[:UNIFORM_TRIED]
 
 
-def uniform(bench: Bench, budget: float, seed: int, rounding: str, learned: bool = False) -> dict[str, Any]:
+def uniform(bench: Bench, budget: float, seed: int, rounding: str) -> dict[str, Any]:
     """Measure the best single grid within a budget, chosen where choices are made."""
     batches = bench.calibration(seed) if rounding != "nearest" else None
     tried = []
@@ -146,9 +147,16 @@ def uniform(bench: Bench, budget: float, seed: int, rounding: str, learned: bool
         model = quantize(bench.model, plan, batches, rounding=rounding, norms="none")
         tried.append((bench.choice_loss(model), plan.names[0], plan, model))
     _, name, plan, model = min(tried, key=lambda each: each[:2])
-    if learned:
-        model = quantize(bench.model, plan, batches, rounding=rounding, norms="none", refine=tuning(bench.settings))
     return bench.judged(plan, model, grid=name, tried={each[1]: each[0] for each in tried})
+
+
+def learned_uniform(bench: Bench, cells: Cells, budget: float, seed: int) -> dict[str, Any]:
+    """Learn the codes of the grid that was the best without."""
+    chosen = cells.get(key_of(bench, "uniform, GPTQ", budget, seed), lambda: uniform(bench, budget, seed, "gptq"))
+    plan = gq.uniform_plan(bench.model, chosen["grid"])
+    batches = bench.calibration(seed)
+    model = quantize(bench.model, plan, batches, rounding="gptq", norms="none", refine=tuning(bench.settings))
+    return bench.judged(plan, model, grid=chosen["grid"])
 
 
 def tuning(settings: Settings) -> NetworkTuning:
@@ -180,7 +188,7 @@ CONTESTANTS: dict[str, Callable[[Bench, Cells, float, int], dict[str, Any]]] = {
     "uniform, nearest": lambda bench, cells, budget, seed: uniform(bench, budget, seed, "nearest"),
     "uniform, GPTQ": lambda bench, cells, budget, seed: uniform(bench, budget, seed, "gptq"),
     "geoquant, GPTQ": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, False),
-    "uniform, GPTQ, codes learned": lambda bench, cells, budget, seed: uniform(bench, budget, seed, "gptq", True),
+    "uniform, GPTQ, codes learned": learned_uniform,
     "geoquant, GPTQ, codes learned": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, True),
 }
 UNSEEDED = ("uniform, nearest",)
@@ -197,16 +205,13 @@ def measure_cells(
 ) -> list[dict[str, Any]]:
     """Measure every contestant at every budget on every calibration set, saying how it goes."""
     found = []
-    for budget in budgets:
-        for name in names:
-            for seed in range(1 if name in UNSEEDED else seeds):
-                key = key_of(bench, name, budget, seed)
-                cell = cells.get(key, lambda n=name, b=budget, s=seed: CONTESTANTS[n](bench, cells, b, s))
-                found.append(cell)
-                print(
-                    f"{budget:g} bits, {name}, seed {seed}: {cell['loss']:.4f} at {cell['average_bits']:.3f}",
-                    flush=True,
-                )
+    for seed, budget, name in itertools.product(range(seeds), budgets, names):
+        if seed and name in UNSEEDED:
+            continue
+        key = key_of(bench, name, budget, seed)
+        cell = cells.get(key, lambda n=name, b=budget, s=seed: CONTESTANTS[n](bench, cells, b, s))
+        found.append(cell)
+        print(f"{budget:g} bits, {name}, seed {seed}: {cell['loss']:.4f} at {cell['average_bits']:.3f}", flush=True)
     return found
 
 

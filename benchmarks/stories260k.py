@@ -8,21 +8,46 @@ Budgets are upper limits that everybody keeps: stored codes, scales, zero points
 embedding included; they leave room for one scale a matrix, so that a uniform grid of each width fits. Calibration draws
 windows from the first four fifths of the training text, three draws; choices (which uniform grid) look at the last
 fifth; the figures are of another text. Finished cells are kept in the output's neighbour ``*-cells.json``: a rerun
-measures only what is missing.
+measures only what is missing. Other tools take part with ``--peers FOLDER``, the folder of their
+environments (``peers/environments.py``).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+
+from language_peers import PEERS, judged, measure_peer
+
 from common import parser, write_results
-from language_tables import CONTESTANTS, Bench, Cells, Settings, measure_cells, rows, table
+from language_tables import CONTESTANTS, Bench, Cells, Settings, key_of, measure_cells, rows, table
 
 # A width and one fp16 scale a matrix (36 of them): what the coarsest uniform grid of that width takes.
 BUDGETS = [8.005, 4.005, 3.005, 2.5, 2.005]
+
+
+def measure_peers(bench: Bench, cells: Cells, arguments: Any) -> list[dict[str, Any]]:
+    """Measure the other tools at every budget on every calibration set; a reason where there is no figure."""
+    found = []
+    for budget in arguments.budgets:
+        for name in PEERS:
+            for seed in range(arguments.seeds):
+
+                def measure(name: str = name, budget: float = budget, seed: int = seed) -> dict[str, Any]:
+                    place, batches = arguments.peers.resolve(), bench.calibration(seed)
+                    settings = (arguments.checkpoint, batches, bench.test, budget, seed, arguments.threads)
+                    return judged(bench.model, measure_peer(name, place, *settings), budget)
+
+                cell = cells.get(key_of(bench, name, budget, seed), measure)
+                print(f"{budget:g} bits, {name}, seed {seed}: {cell.get('loss', cell.get('reason'))}", flush=True)
+                found.append(cell)
+    return found
 
 
 def main() -> None:
@@ -33,6 +58,7 @@ def main() -> None:
     made.add_argument("--test-text", default="tinystories/v1_valid_head.txt", help="for the figures")
     made.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="inclusive average bits")
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
+    made.add_argument("--peers", type=Path, default=None, help="folder of the other tools' environments")
     made.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     defaults = Settings(Path(), "", "")
     for name in ("window", "calibration", "profile", "choices", "evaluated", "steps"):
@@ -45,7 +71,9 @@ def main() -> None:
     cells = Cells(arguments.output.with_name(f"{arguments.output.stem}-cells.json"))
     float_figures = bench.figures(bench.model)
     found = measure_cells(bench, cells, arguments.only, arguments.budgets, arguments.seeds)
-    gathered = rows(found)
+    if arguments.peers is not None:
+        found += measure_peers(bench, cells, arguments)
+    gathered = rows([cell for cell in found if "loss" in cell])
     print(table(gathered, float_figures["loss"]))
     write_results(arguments, {"float": float_figures, "rows": gathered, "cells": found})
 

@@ -17,16 +17,18 @@ import venv
 from pathlib import Path
 
 TORCH = "torch==2.13.0"
+TRANSFORMERS = "transformers==5.23.0"  # for language models
 COMMON = ("safetensors==0.8.0", "numpy==2.4.6")
 PEERS: dict[str, tuple[str, ...]] = {
     # ModelOpt imports requests and huggingface_hub without asking for them.
-    "modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2", "huggingface_hub==2.4.0"),
+    "modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2", "huggingface_hub==2.4.0", TRANSFORMERS),
     "mct": ("model-compression-toolkit==2.6.1", "mct-quantizers==1.7.0"),
     # quanto compiles a small extension the first time that it unpacks: ninja and a C++ compiler.
     "quanto": ("optimum-quanto==0.2.7",),
     "hqq": ("hqq==0.2.8.post1",),
     "brevitas": ("brevitas==0.13.4",),
-    "auto_round": ("auto-round==0.16.1",),
+    "auto_round": ("auto-round==0.16.1", TRANSFORMERS),
+    "nncf": ("nncf==3.4.0", TRANSFORMERS),
 }
 # Wheels that would bring a torch of their own: their requirements are met already.
 ALONE = {"mct": ("torchvision==0.29.2", "pillow==13.0.0")}

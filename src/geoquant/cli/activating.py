@@ -9,10 +9,11 @@ import typer
 from torch import nn
 
 from geoquant.cli.inputs import say
+from geoquant.errors import ModelError
 from geoquant.grids import ActivationGrid
-from geoquant.models import Inventory
+from geoquant.models import Inventory, cache_sites, is_cache_site
 from geoquant.plan import Budget, Entries, Plan, activation_wishes
-from geoquant.quantize import quantized_state
+from geoquant.quantize import is_quantized, key_value_grid, quantized_state
 
 DEFAULT_ACTIVATIONS = ",".join(f"int{bits}:affine" for bits in range(2, 9))
 
@@ -21,8 +22,8 @@ ActivationGrids = Annotated[
     typer.Option(
         "--activations",
         help="Grid for the inputs of every layer, such as int8:affine or int4:affine:token; or NAME=GRID (also of "
-        "operands such as layer1.0.add:0; patterns with re:; none for float). Repeatable, later ones win. Given here, "
-        "not chosen.",
+        "operands such as layer1.0.add:0 and model.layers.0.self_attn.cache:keys; patterns with re:; none for float). "
+        "Repeatable, later ones win. Given here, not chosen.",
     ),
 ]
 ActivationRange = Annotated[
@@ -70,6 +71,24 @@ def read_activations(
         wanted[name or _LAYERS] = grid
     given, in_float = activation_wishes(inventory, wanted, operations)
     return (*((name, ranged(grid, method)) for name, grid in given), *((name, "none") for name in in_float))
+
+
+def keys_and_values(model: nn.Module, bits: int) -> list[str]:
+    """Return the ``--activations`` that put every key and value on the grid of `bits`.
+
+    Raises:
+        ModelError: the model keeps none.
+    """
+    sites = cache_sites(model)
+    if not sites:
+        raise ModelError(f"{type(model).__name__} keeps no keys and values; leave --kv-bits out")
+    return [f"{name}={key_value_grid(bits)}" for name in sites]
+
+
+def kept_by_plan(model: nn.Module) -> Plan | None:
+    """Return the plan of a quantized model where it puts keys and values on grids."""
+    plan = quantized_state(model).plan if is_quantized(model) else None
+    return plan if plan is not None and any(map(is_cache_site, plan.activation_grids)) else None
 
 
 def ranged(grid: str, method: str | None) -> str:

@@ -15,6 +15,8 @@ from geoquant.cli.activating import (
     ActivationRange,
     ActivationSites,
     OfferedGrids,
+    kept_by_plan,
+    keys_and_values,
     read_activations,
     read_offer,
     tell_what_stays,
@@ -135,6 +137,10 @@ def quantize_command(
     activation_range: ActivationRange = None,
     activation_grids: OfferedGrids = None,
     activation_sites: ActivationSites = None,
+    kv_bits: Annotated[
+        int | None,
+        typer.Option(min=2, max=8, help="Keys and values of a language model in so many bits, per head and token."),
+    ] = None,
     max_drop: MaxDrop = None,
     search_images: SearchImages = 2048,
     certify_images: CertifyImages = 8192,
@@ -172,7 +178,7 @@ def quantize_command(
     limits = (average_bits, size, bit_operations, latency, latency_table)
     if stream:
         other = {"effort": effort, "norms": norms, "refine": refine, "activations": activations, "max_drop": max_drop}
-        other |= {"activation_bits": activation_bits, "activation_grids": activation_grids}
+        other |= {"activation_bits": activation_bits, "activation_grids": activation_grids, "kv_bits": kv_bits}
         refuse(model, **other, refine_plan=evaluations, weights=weights, fold_batch_norm=fold_batch_norm)
         wishes = {"solver": solver, "objective": objective, **read_constraints(menu, lower, upper, fix, fuse)}
         settings: dict[str, Any] = {"samples": images, "batch_size": batch_size, "rounding": rounding, "seed": seed}
@@ -184,6 +190,8 @@ def quantize_command(
     budget = make_budget(*limits, activation_bits) if plan is None and max_drop is None else None
     one_of = (plan is not None, max_drop is not None, any(limit is not None for limit in limits))
     _check_asked(one_of, data is not None, activation_bits is not None, evaluations is not None)
+    if kv_bits is not None:
+        activations = [*(activations or ()), *keys_and_values(net, kv_bits)]
     inputs = read_activations(take_inventory(net), find_operations(net), activations, activation_range)
     chosen = None if plan is None else with_inputs(Plan.load(plan), inputs)
     offered = read_offer(activation_grids, activation_bits, budget, inputs is not None, activation_range)
@@ -299,8 +307,9 @@ def evaluate_command(
             with quantized_keys_and_values(net, key_value_grid(kv_bits)):
                 results[f"{kv_bits}-bit cache"] = evaluate(net, batches)
     document: dict[str, Any] = {name: _document(result) for name, result in results.items()}
-    if kv_bits is not None:
-        document["cache_bits_per_token"] = key_value_bits(net, key_value_grid(kv_bits))
+    kept = key_value_grid(kv_bits) if kv_bits is not None else kept_by_plan(net)
+    if kept is not None:
+        document["cache_bits_per_token"] = key_value_bits(net, kept)
     if tasks is not None:
         document["tasks"] = evaluate_tasks(net, tasks.split(","), limit=images)
         say("\n".join(f"{task}: {scores}" for task, scores in document["tasks"].items()))

@@ -15,6 +15,7 @@ from geoquant.models.calling import (
     targets_of,
 )
 from geoquant.models.inventory import Inventory, TensorRecord, other_tensors, stored_state, take_inventory
+from geoquant.models.key_values import cache_sites, is_cache_site
 from geoquant.models.loading import load_model, load_weights_, model_fingerprint
 from geoquant.models.lockstep import Arrival, walk_in_lockstep
 from geoquant.models.observation import Observation, observe
@@ -44,6 +45,7 @@ __all__ = [
     "TensorRecord",
     "apply_folds_",
     "batch_size",
+    "cache_sites",
     "check_finite",
     "context_length",
     "evaluating",
@@ -57,6 +59,7 @@ __all__ = [
     "has_patches",
     "inference",
     "inputs_of",
+    "is_cache_site",
     "is_pretrained_folder",
     "is_traceable",
     "load_model",

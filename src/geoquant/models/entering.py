@@ -1,8 +1,9 @@
 """How can what enters a layer, or an operation, be replaced on its way in?
 
-Activation sites are the inputs of layers, under the layers' names, and the operands of additions, softmaxes and matrix
-products (`geoquant.models.find_operations`). A rounder is a callable from tensors to tensors; hooks of the model call
-it. Not covered: what torch computes inside one operation, and what reads indices (`refusal` says which).
+Activation sites are the inputs of layers, under the layers' names, the operands of additions, softmaxes and matrix
+products, and the keys and values that are kept (`geoquant.models.find_operations`). A rounder is a callable from
+tensors to tensors; hooks of the model call it. Not covered: what torch computes inside one operation, and what reads
+indices (`refusal` says which).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from geoquant.errors import ModelError
 from geoquant.models.intercept import Rounders, rounders_of_operation, unwatched, watch_operations_
 from geoquant.models.inventory import Inventory
+from geoquant.models.key_values import CacheHook, is_cache_site, round_cached_
 from geoquant.models.operations import find_operations
 from geoquant.models.sites import Site
 
@@ -101,9 +103,14 @@ def rounders_in(model: nn.Module) -> list[Callable[..., Any]]:
     found: dict[int, Callable[..., Any]] = {}
     for module in model.modules():
         for hook in module._forward_pre_hooks.values():
-            held = [hook.rounder] if isinstance(hook, _InputHook | _AttentionHook) else rounders_of_operation(hook)
-            found.update((id(each), each) for each in held)
+            found.update((id(each), each) for each in _held(hook))
     return list(found.values())
+
+
+def _held(hook: object) -> list[Callable[..., Any]]:
+    if isinstance(hook, CacheHook):
+        return list(hook.rounders.values())
+    return [hook.rounder] if isinstance(hook, _InputHook | _AttentionHook) else rounders_of_operation(hook)
 
 
 def owners(model: nn.Module, site: Site) -> list[tuple[nn.Module, str]]:
@@ -138,8 +145,9 @@ def _install(model: nn.Module, sites: Sequence[Site], rounders: Rounders) -> lis
     for name, rounder in rounders.items():
         for owner, parameter in owners(model, known[name]) if name in known else ():
             handles.append(owner.register_forward_pre_hook(_hook(owner, parameter, rounder), with_kwargs=True))
-    operations = {name: rounder for name, rounder in rounders.items() if name not in known}
-    return [*handles, *(watch_operations_(model, operations) if operations else ())]
+    others = {name: rounder for name, rounder in rounders.items() if name not in known}
+    cached = {name: others.pop(name) for name in list(others) if is_cache_site(name)}
+    return [*handles, *round_cached_(model, cached), *(watch_operations_(model, others) if others else ())]
 
 
 def _hook(owner: nn.Module, parameter: str, rounder: Callable[..., Any]) -> Callable[..., Any]:

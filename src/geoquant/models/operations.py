@@ -3,7 +3,8 @@
 They are no modules, so they are found by symbolic tracing (torch.fx) and named after the module whose forward computes
 them: ``layer1.0.add:0`` and ``layer1.0.add:1`` are the operands of the first addition in ``layer1.0``,
 ``attn.matmul_1:0`` is the first operand of the second product. A model whose forward branches on data cannot be
-traced; nothing is found then. What torch computes inside its own modules (`nn.MultiheadAttention`) is not seen.
+traced; of these nothing is found then. What torch computes inside its own modules (`nn.MultiheadAttention`) is not
+seen. The keys and values that a language model keeps (`geoquant.models.key_values`) come last.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from geoquant.models.batchnorm import symbolic_graph
+from geoquant.models.key_values import cache_sites
 
 # Kinds of operations: functions as callers see them, tensor methods as torch dispatches them, operands that count.
 KINDS: dict[str, tuple[int, tuple[Any, ...]]] = {
@@ -43,7 +45,7 @@ def operation_name(owner: str, kind: str, place: int) -> str:
 
 
 def find_operations(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the operands in the order of execution; empty where the model cannot be traced.
+    """Return the names of the operands in the order of execution, then those of the cache, as far as they are seen.
 
     >>> class Residual(nn.Module):
     ...     def forward(self, x):
@@ -52,7 +54,8 @@ def find_operations(model: nn.Module) -> tuple[str, ...]:
     ('0.add:0', '0.add:1')
     """
     graph = symbolic_graph(model)
-    return () if graph is None else tuple(dict.fromkeys(_operands(graph, model)))
+    operands = () if graph is None else tuple(dict.fromkeys(_operands(graph, model)))
+    return (*operands, *cache_sites(model))
 
 
 def is_traceable(model: nn.Module) -> bool:

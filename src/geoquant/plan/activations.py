@@ -1,8 +1,9 @@
 """Which inputs does a plan put on a grid, and what does it store for them?
 
-Activation sites are the inputs of the model's layers, under the layers' names, and the operands of its additions,
-softmaxes and matrix products (`geoquant.models.find_operations`), under names such as ``layer1.0.add:0``. Static grids
-store one scale and one zero point each, together in two tensors; dynamic ones store nothing.
+Activation sites are the inputs of the model's layers, under the layers' names, the operands of its additions,
+softmaxes and matrix products, and the keys and values that a language model keeps (`geoquant.models.find_operations`),
+under names such as ``layer1.0.add:0`` and ``layers.0.attn.cache:keys``. Static grids store one scale and one zero
+point each, together in two tensors; dynamic ones store nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from geoquant.errors import PlanError
 from geoquant.grids import ActivationGrid
-from geoquant.models import Inventory, select
+from geoquant.models import Inventory, is_cache_site, select
 from geoquant.models.entering import refusal
 
 SCALES, ZEROS = "geoquant:activation.scales", "geoquant:activation.zeros"  # no state-dict name holds a colon
@@ -30,7 +31,8 @@ def activation_entries(inventory: Inventory, wanted: Activations | None, operati
         operations: names of operands that exist.
 
     Raises:
-        PlanError: a named layer has no input that can be quantized.
+        PlanError: a named layer has no input that can be quantized, or keys and values, which come token by token,
+            are given a dynamic scale for all tokens.
         LayerNameError: a name or pattern matches nothing.
         GridError: there is no such grid.
     """
@@ -65,8 +67,16 @@ def _canonical(grid: str | ActivationGrid | None) -> str | None:
     return None if grid is None or str(grid) == "none" else str(ActivationGrid.parse(str(grid)))
 
 
+def _check_kept(entries: Mapping[str, str]) -> None:
+    for name, text in entries.items():
+        grid = ActivationGrid.parse(text)
+        if is_cache_site(name) and grid.dynamic and not grid.per_token:
+            raise PlanError(f"'{name}' comes token by token, and {grid} has one scale for all of them; use '...:token'")
+
+
 def _parted(chosen: Mapping[str, str | None], order: Sequence[str]) -> tuple[Entries, tuple[str, ...]]:
     entries = {name: grid for name, grid in chosen.items() if grid is not None}
+    _check_kept(entries)
     return ordered(entries, order), tuple(name for name in order if name in chosen and name not in entries)
 
 

@@ -4,7 +4,7 @@ from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.grids import ActivationQuantizer
 from geoquant.quantize.activations import install_, left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
-from geoquant.quantize.kv_cache import key_value_bits, key_value_grid, quantized_cache, quantized_keys_and_values
+from geoquant.quantize.kv_cache import key_value_bits, key_value_grid, quantized_keys_and_values
 from geoquant.quantize.network import NetworkTuning
 from geoquant.quantize.pipeline import quantize, quantize_
 from geoquant.quantize.recipes import EFFORTS, NORMS, REFINEMENTS, Recipe, Refinement
@@ -33,7 +33,6 @@ __all__ = [
     "left_in_float",
     "quantize",
     "quantize_",
-    "quantized_cache",
     "quantized_keys_and_values",
     "quantized_state",
     "quantizers_of",

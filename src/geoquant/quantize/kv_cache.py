@@ -1,25 +1,27 @@
-"""What is left of a language model's predictions when keys and values are kept in few bits?
+"""What is left of a language model's predictions when keys and values are kept in few bits, and what do they take?
 
-A model that generates keeps the keys and values of all earlier tokens: 2 · layers · heads · width numbers a token,
-which at long contexts outgrow the weights. Here each vector of one head and token is rounded to a grid of its own (a
-scale, and a zero point for affine grids) when it enters the cache, keys after their rotary positions, as engines
-store them. Since a token's vector depends on no later one, reading a whole window at once gives exactly what
-generating it token by token would. The rounding is simulated in float.
+Keys and values of all earlier tokens, 2 · layers · heads · width numbers a token, outgrow the weights at long contexts.
+A plan puts them on grids of their own like any other activation (`geoquant.models.cache_sites`); here every one of a
+model goes onto the same grid for a while. Each vector of one head and token has a scale of its own, and a zero point
+for affine grids, where the grid says so. The rounding is simulated in float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 from torch import nn
 
 from geoquant.errors import ModelError
-from geoquant.grids import ActivationGrid
+from geoquant.grids import NOT_SEEN, ActivationGrid, ActivationQuantizer
+from geoquant.models import cache_sites
+from geoquant.models.entering import rounded_entering
+from geoquant.plan import Plan
 
 _SCALE_BITS = 32
+_FLOAT_BITS = 16
 
 
 def key_value_grid(bits: int) -> ActivationGrid:
@@ -31,78 +33,61 @@ def key_value_grid(bits: int) -> ActivationGrid:
     return ActivationGrid.parse(f"int{bits}:affine:token")
 
 
-def quantized_cache(model: nn.Module, grid: ActivationGrid | str) -> Any:
-    """Return a new cache for ``model(past_key_values=...)`` or ``model.generate(past_key_values=...)``.
+@contextmanager
+def quantized_keys_and_values(model: nn.Module, grid: ActivationGrid | str) -> Iterator[None]:
+    """Let `model` keep its keys and values on `grid` for a while, in every forward and in ``generate``.
 
     Args:
         model: a causal language model of transformers.
         grid: with a scale per token, such as ``int4:affine:token``.
 
     Raises:
-        ModelError: the model has no configuration of a language model, or the grid shares scales between tokens.
+        ModelError: the model keeps no keys and values, or the grid shares scales between tokens.
     """
     chosen = ActivationGrid.parse(str(grid))
     if not chosen.per_token:
         raise ModelError(
             f"the cache grid {chosen} shares a scale between tokens, which come one by one; use '...:token'"
         )
-    config = getattr(model, "config", None)
-    if not hasattr(config, "num_hidden_layers"):
-        raise ModelError(f"{type(model).__name__} keeps no keys and values; expected a transformers language model")
-    return _cache_class()(chosen, config)
-
-
-@contextmanager
-def quantized_keys_and_values(model: nn.Module, grid: ActivationGrid | str) -> Iterator[None]:
-    """Let every forward of `model` keep its keys and values on `grid` for a while.
-
-    Args:
-        model: a causal language model of transformers; called as ever, without a cache of one's own.
-        grid: see `quantized_cache`.
-    """
-    quantized_cache(model, grid)
-
-    def give(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if kwargs.get("past_key_values") is not None:
-            return None
-        return args, {**kwargs, "past_key_values": quantized_cache(model, grid), "use_cache": True}
-
-    handle = model.register_forward_pre_hook(give, with_kwargs=True)
-    try:
+    quantizer = ActivationQuantizer(chosen, NOT_SEEN)
+    with rounded_entering(model, (), dict.fromkeys(_sites(model), quantizer)):
         yield
-    finally:
-        handle.remove()
 
 
-def key_value_bits(model: nn.Module, grid: ActivationGrid | str) -> float:
-    """Return the bits that one token's keys and values take in all layers, scales and zero points included.
+def key_value_bits(model: nn.Module, kept: Plan | ActivationGrid | str) -> float:
+    """Return the bits that one token's keys and values take in all layers, with its scales and zero points.
 
     Args:
         model: a causal language model of transformers.
-        grid: see `quantized_cache`.
+        kept: one grid for all, or a plan; what that leaves in float counts 16 bits a number.
+
+    Raises:
+        ModelError: the model keeps no keys and values.
     """
-    config: Any = getattr(model, "config", None)
-    chosen = ActivationGrid.parse(str(grid))
+    sites, config = _sites(model), _text_config(model)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    each = width * chosen.bits + _SCALE_BITS + (chosen.bits if chosen.format.has_zero_point else 0)
-    return float(2 * config.num_hidden_layers * heads * each)
+    if isinstance(kept, Plan):
+        grids = [kept.activation_grids.get(name) for name in sites]
+    else:
+        grids = [ActivationGrid.parse(str(kept))] * len(sites)
+    return float(sum(heads * _vector_bits(grid, width) for grid in grids))
 
 
-@cache
-def _cache_class() -> Any:
-    """Make the class when transformers is there."""
-    from transformers import DynamicCache
+def _vector_bits(grid: ActivationGrid | None, width: int) -> float:
+    if grid is None:
+        return _FLOAT_BITS * width
+    scale = _SCALE_BITS + (grid.bits if grid.format.has_zero_point else 0)
+    return width * grid.bits + (scale if grid.per_token else 0)
 
-    class QuantizedCache(DynamicCache):  # type: ignore[misc]
-        """A cache that holds only grid points."""
 
-        def __init__(self, grid: ActivationGrid, config: Any) -> None:
-            super().__init__(config=config)
-            self._grid = grid
+def _sites(model: nn.Module) -> tuple[str, ...]:
+    sites = cache_sites(model)
+    if not sites:
+        raise ModelError(f"{type(model).__name__} keeps no keys and values; expected a transformers language model")
+    return sites
 
-        def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-            rounded = (self._grid.quantize_dynamically(each) for each in (key_states, value_states))
-            return super().update(*rounded, *args, **kwargs)
 
-    return QuantizedCache
+def _text_config(model: nn.Module) -> Any:
+    config: Any = model.config
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

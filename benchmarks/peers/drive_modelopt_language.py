@@ -1,0 +1,61 @@
+"""NVIDIA ModelOpt on a language model: `auto_quantize` over integer widths per channel, weights only.
+
+Options: ``method`` (gradient or kl_div). The scores are measured once; ModelOpt then solves again for the constraint
+whose delivered bits are closest to the budget. The embedding and a head that is tied to it are rounded beforehand.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+from drive_modelopt import MSE, WIDTHS, formats
+from driving import LayerFormat, closest_within
+from driving_language import LanguageJob, drive
+
+
+def layer_formats(config: dict[str, Any], job: LanguageJob) -> dict[str, LayerFormat]:
+    """Read the width of each layer from a configuration."""
+    found = {}
+    for entry in config["quant_cfg"]:
+        name, _, quantizer = entry["quantizer_name"].rpartition(".")
+        if name in job.shapes and quantizer == "weight_quantizer" and entry.get("enable", True):
+            found[name] = LayerFormat(int(entry["cfg"]["num_bits"]))
+    return found
+
+
+def quantize(job: LanguageJob) -> None:
+    batches = [{"input_ids": batch, "labels": batch} for batch in job.batches()]
+    job.started()
+    embedding = job.rounded_embedding()
+    fresh = copy.deepcopy(job.model)
+    _, state = mtq.auto_quantize(
+        job.model,
+        constraints={"effective_bits": max(job.budget, min(WIDTHS))},
+        quantization_formats=formats("mse"),
+        data_loader=batches,
+        forward_step=lambda model, batch: model(**batch),
+        loss_func=lambda output, batch: output.loss,
+        disabled_layers=["*embed_tokens*", *(["*lm_head*"] if job.model.config.tie_word_embeddings else [])],
+        num_calib_steps=len(batches),
+        num_score_steps=len(batches),
+        method=job.options["method"],
+    )
+
+    def configuration(constraint: float) -> dict[str, Any]:
+        return mtq.get_auto_quantize_config(state, {"effective_bits": constraint})
+
+    def delivered(constraint: float) -> float:
+        return job.delivered({**layer_formats(configuration(constraint), job), **embedding})
+
+    constraint = closest_within(job.budget, delivered, min(WIDTHS), max(WIDTHS))
+    config = configuration(constraint)
+    config["algorithm"] = MSE
+    model = mtq.quantize(fresh, config, forward_loop=lambda model: [model(**batch) for batch in batches])
+    job.stopped()
+    job.answer(model, {**layer_formats(config, job), **embedding}, effective_bits=constraint)
+
+
+if __name__ == "__main__":
+    drive(quantize)

@@ -1,0 +1,123 @@
+"""What every driver of a language model shares: the same folder, tokens and bytes, and one form of answer.
+
+Like `driving`, nothing here needs geoquant. A driver loads the checkpoint with transformers, quantizes it within a
+budget, and answers with the nats of every test window and with how each weight is stored. Every weight counts, the
+(tied) embedding once; one that a tool leaves alone counts 16 bits, as the tool would store it. These tools leave
+embeddings alone, which no budget below 4 bits survives, so a driver rounds it for them first (`rounded_embedding`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from driving import LayerFormat, Shapes, average_bits
+
+UNQUANTIZED = LayerFormat(16)
+
+
+class LanguageJob:
+    """One cell: checkpoint, calibration windows (windows, tokens), test windows with labels, budget, options."""
+
+    def __init__(self, description: dict[str, Any], folder: Path) -> None:
+        import torch
+        import transformers
+        from safetensors.torch import load_file
+
+        torch.set_num_threads(int(description["threads"]))
+        torch.manual_seed(int(description["seed"]))
+        self.budget: float = description["budget"]
+        self.seed: int = description["seed"]
+        self.options: dict[str, Any] = description["options"]
+        self.checkpoint: str = description["checkpoint"]
+        self.folder = folder
+        load = transformers.AutoModelForCausalLM.from_pretrained
+        self.model = load(self.checkpoint, dtype=torch.float32, local_files_only=True).eval()
+        self.model.config.use_cache = False
+        self.calibration: Any = load_file(description["calibration"])["tokens"]
+        self.test: Any = load_file(description["test"])
+        self.shapes: Shapes = {name: tuple(module.weight.shape) for name, module in self.weights.items()}
+        self._start = self._seconds = 0.0
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The linear layers and embeddings by name, tied ones once."""
+        import torch
+
+        found: dict[int, tuple[str, Any]] = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+                found.setdefault(module.weight.data_ptr(), (name, module))
+        return dict(found.values())
+
+    def batches(self, size: int = 8) -> list[Any]:
+        """Return the calibration windows in batches."""
+        return list(self.calibration.split(size))
+
+    def rounded_embedding(self) -> dict[str, LayerFormat]:
+        """Round the embedding to the nearest of 8 bits where the budget allows that, of 4 otherwise, a scale a row."""
+        import torch
+
+        bits = 8 if self.budget >= 8 else 4
+        found = {}
+        for name, module in self.weights.items():
+            if isinstance(module, torch.nn.Embedding):
+                weight, top = module.weight.data, 2 ** (bits - 1) - 1
+                scale = (weight.abs().amax(1, keepdim=True) / top).half().float().clamp_min(2**-24)
+                module.weight.data = (weight / scale).round().clamp(-top, top) * scale
+                found[name] = LayerFormat(bits)
+        if self.model.config.tie_word_embeddings:
+            self.model.tie_weights()
+        return found
+
+    def started(self) -> None:
+        """Start the clock: what comes before is import and reading."""
+        self._start = time.perf_counter()
+
+    def stopped(self) -> None:
+        """Stop the clock: what comes after is evaluation."""
+        self._seconds = time.perf_counter() - self._start
+
+    def delivered(self, layers: Mapping[str, LayerFormat]) -> float:
+        """Return inclusive average bits; weights that are not named count 16."""
+        return average_bits(self.shapes, {name: layers.get(name, UNQUANTIZED) for name in self.shapes})
+
+    def answer(self, model: Any, layers: Mapping[str, LayerFormat], **notes: Any) -> None:
+        """Evaluate the quantized model on the test windows and write their nats and the formats."""
+        import torch
+        import torch.nn.functional as F
+
+        nats, counts = [], []
+        with torch.no_grad():
+            pairs = zip(self.test["tokens"].split(8), self.test["labels"].split(8), strict=True)
+            for tokens, labels in pairs:
+                logits = model(input_ids=tokens).logits[:, :-1].float()
+                wanted = labels[:, 1:]
+                each = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=-100, reduction="none")
+                nats += each.double().sum(1).tolist()
+                counts += (wanted != -100).sum(1).tolist()
+        full = {name: layers.get(name, UNQUANTIZED) for name in self.shapes}
+        report = {
+            "layers": {name: asdict(layer) for name, layer in full.items()},
+            "average_bits": average_bits(self.shapes, full),
+            "nats": nats,
+            "counts": counts,
+            "seconds": self._seconds,
+            "notes": notes,
+        }
+        temporary = self.folder / "answer.json.part"
+        temporary.write_text(json.dumps(report))
+        temporary.replace(self.folder / "answer.json")
+
+
+def drive(action: Callable[[LanguageJob], None]) -> None:
+    """Read the job that the command line names and carry it out."""
+    made = argparse.ArgumentParser()
+    made.add_argument("job", type=Path, help="job.json in the folder that the answer goes to")
+    path: Path = made.parse_args().job
+    action(LanguageJob(json.loads(path.read_text()), path.parent))
