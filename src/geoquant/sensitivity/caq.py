@@ -33,6 +33,7 @@ class LayerConstants:
         diameter: largest input norm on the calibration set (of a token for Linear, an image for convolutions; 1
             for embeddings, whose inputs are one-hot).
         order: place among the calls of a forward.
+        input_shape: of what enters for one sample, the batch axis left out.
     """
 
     site: str
@@ -40,6 +41,7 @@ class LayerConstants:
     kappa: float
     diameter: float
     order: int
+    input_shape: tuple[int, ...] = ()
 
 
 class Caq:
@@ -98,7 +100,8 @@ def caq_constants(subject: Subject) -> tuple[LayerConstants, ...]:
     for place, site in enumerate(subject.sites):
         module, shape = first[place]
         stretch = _stretch(module, shape)
-        found.append(LayerConstants(site.name, stretch, 2 * stretch**2, largest[place], list(first).index(place)))
+        order = list(first).index(place)
+        found.append(LayerConstants(site.name, stretch, 2 * stretch**2, largest[place], order, shape[1:]))
     return tuple(found)
 
 

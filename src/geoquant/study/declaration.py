@@ -88,7 +88,8 @@ class Study:
         run: turns a configuration into plain JSON: numbers, texts, lists. A list of flat objects under ``rows`` is kept
             as a table. It must be importable by name, for other processes; it seeds what it draws.
         version: raised when `run` measures something else than before.
-        claims, figures, tables: what is read off the finished cells, which may be any part of the preset's.
+        claims, figures, tables: what is read off the finished cells, which may be any part of the preset's; a figure
+            that they leave empty is None.
         unavailable: says why a cell cannot run here (a data set is missing), or None.
         resources: what Ray reserves for a cell, such as ``{"num_cpus": 1, "num_gpus": 0.25, "memory": 2e9}``.
 
@@ -104,7 +105,7 @@ class Study:
     run: Callable[[Configuration], Mapping[str, Any]]
     version: int = 1
     claims: Sequence[Callable[[Results], Claim]] = ()
-    figures: Sequence[Callable[[Results], Figure]] = ()
+    figures: Sequence[Callable[[Results], Figure | None]] = ()
     tables: Sequence[Callable[[Results], Table]] = ()
     unavailable: Callable[[Configuration], str | None] = _always
     resources: Callable[[Configuration], Mapping[str, float]] = field(default=_one_processor)

@@ -53,7 +53,7 @@ def gather(study: Study, preset: Preset, folder: Path | str) -> StudyFindings:
         preset,
         study.command(preset),
         tuple(claim(found) for claim in study.claims),
-        tuple(figure(found) for figure in study.figures),
+        tuple(figure for draw in study.figures if (figure := draw(found)) is not None),
         tuple(table(found) for table in study.tables),
         tuple(_flat(cell, done[cell.key]) for cell in cells if cell.key in done),
         tuple(_rows(cells, done)),

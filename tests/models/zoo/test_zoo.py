@@ -12,11 +12,15 @@ from geoquant.models import find_sites, inference, predict
 from geoquant.models.zoo import ZOO, digits_cnn, mlp3_mnist, resnet18_imagenet, resnet20_cifar10, transformer6
 
 INPUTS = {
+    "cnn4_cifar10": torch.zeros(2, 3, 32, 32),
+    "cnn6_svhn": torch.zeros(2, 3, 32, 32),
     "digits_cnn": torch.zeros(2, 1, 8, 8),
     "few_bits_cnn2": torch.zeros(2, 1, 28, 28),
     "few_bits_cnn4": torch.zeros(2, 1, 28, 28),
     "few_bits_resnet": torch.zeros(2, 3, 32, 32),
+    "mlp2_mnist": torch.zeros(2, 1, 28, 28),
     "mlp3_mnist": torch.zeros(2, 1, 28, 28),
+    "mlp4_fashion_mnist": torch.zeros(2, 1, 28, 28),
     "resnet18_imagenet": torch.zeros(1, 3, 64, 64),
     "resnet20_cifar10": torch.zeros(2, 3, 32, 32),
     "transformer6": torch.zeros(2, 5, dtype=torch.long),

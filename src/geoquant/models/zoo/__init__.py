@@ -9,7 +9,8 @@ from geoquant.models.zoo.few_bits import (
     few_bits_cnn4,
     few_bits_resnet,
 )
-from geoquant.models.zoo.mlp import MLP, mlp3_mnist
+from geoquant.models.zoo.mlp import MLP, mlp2_mnist, mlp3_mnist, mlp4_fashion_mnist
+from geoquant.models.zoo.plain_cnn import PlainCNN, cnn4_cifar10, cnn6_svhn
 from geoquant.models.zoo.resnet_cifar import CifarResNet, resnet20_cifar10
 from geoquant.models.zoo.resnet_imagenet import ImageNetResNet, resnet18_imagenet
 from geoquant.models.zoo.transformer import TransformerClassifier, transformer6
@@ -23,12 +24,17 @@ __all__ = [
     "DigitsCNN",
     "EightBlockResNet",
     "ImageNetResNet",
+    "PlainCNN",
     "TransformerClassifier",
+    "cnn4_cifar10",
+    "cnn6_svhn",
     "digits_cnn",
     "few_bits_cnn2",
     "few_bits_cnn4",
     "few_bits_resnet",
+    "mlp2_mnist",
     "mlp3_mnist",
+    "mlp4_fashion_mnist",
     "resnet18_imagenet",
     "resnet20_cifar10",
     "transformer6",
