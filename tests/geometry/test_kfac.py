@@ -34,6 +34,31 @@ def test_exact_for_one_prediction_of_any_net():
         assert factors.quadratic(delta).value == pytest.approx(_exact(model, batches, name, delta), rel=1e-9)
 
 
+class TiedHead(nn.Module):
+    """Looks tokens up in a table and multiplies by the same table: a language model's first and last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(7, 3)
+        self.head = nn.Linear(3, 7, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.table(tokens)).mean(1))
+
+
+def test_a_tied_table_has_the_forms_of_both_its_uses():
+    model, apart = TiedHead().double(), TiedHead().double()
+    apart.load_state_dict(model.state_dict())
+    apart.head.weight = nn.Parameter(model.table.weight.detach().clone())
+    batches = [(torch.randint(0, 7, (5, 4)), torch.randint(0, 7, (5,)))]
+    delta = torch.randn(7, 3).double()
+    tied = kronecker_factors(model, batches)["table.weight"]
+    each = kronecker_factors(apart, batches, ["table", "head"])
+    assert tied.quadratic(delta).value == pytest.approx(sum(f.quadratic(delta).value for f in each.values()), rel=1e-9)
+    assert tied.trace().value == pytest.approx(sum(f.trace().value for f in each.values()), rel=1e-9)
+
+
 def test_only_an_approximation_when_inputs_and_gradients_go_together():
     model = dense.relu_mlp()
     batches = [(torch.randn(20, 3).double() * 3, torch.randint(0, 3, (20,)))]

@@ -21,6 +21,7 @@ from geoquant.geometry.evidence import Estimate
 from geoquant.geometry.factors import factors, from_weight
 from geoquant.geometry.gauss_newton import EXACT_COLUMNS
 from geoquant.geometry.objective import Chosen, Objective, make_objective
+from geoquant.geometry.per_sample import Use
 from geoquant.geometry.sweep import Arrival, Sweep, sweep
 from geoquant.models import Forward
 from geoquant.progress import task
@@ -35,6 +36,8 @@ class KroneckerFactors:
         columns: (draws, groups, columns, columns).
         module: the layer, for the layout of its weight.
         cost: forward-equivalents of all layers together.
+        tied: the factors of the weight's other use, where an embedding is the head too; the two forms add up, and
+            what is between them is dropped.
 
     One of the two has a draw per random direction when outputs were sampled; otherwise there is one draw.
     """
@@ -43,6 +46,7 @@ class KroneckerFactors:
     columns: Tensor
     module: nn.Module
     cost: float
+    tied: KroneckerFactors | None = None
 
     @property
     def draws(self) -> int:
@@ -54,18 +58,25 @@ class KroneckerFactors:
 
         The standard error is over random directions; the error of the approximation is not in it.
         """
+        return self._estimate(self._forms(displacement))
+
+    def trace(self) -> Estimate:
+        """Return tr(A)·tr(G), the trace of the approximate block."""
+        return self._estimate(self._traces())
+
+    def _forms(self, displacement: Tensor) -> Tensor:
         delta = from_weight(self.module, displacement.to(self.columns)).unsqueeze(0)
         pushed = delta @ self.columns
         if self.rows.dim() == 3:
             each = ((pushed * delta).sum(-1) * self.rows).flatten(1).sum(1)
         else:
             each = ((self.rows @ pushed) * delta).flatten(1).sum(1)
-        return self._estimate(each)
+        return each if self.tied is None else each + self.tied._forms(displacement)
 
-    def trace(self) -> Estimate:
-        """Return tr(A)·tr(G), the trace of the approximate block."""
+    def _traces(self) -> Tensor:
         rows = self.rows.sum(-1) if self.rows.dim() == 3 else self.rows.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return self._estimate((rows * self.columns.diagonal(dim1=-2, dim2=-1).sum(-1)).sum(1))
+        each = (rows * self.columns.diagonal(dim1=-2, dim2=-1).sum(-1)).sum(1)
+        return each if self.tied is None else each + self.tied._traces()
 
     def _estimate(self, each: Tensor) -> Estimate:
         draws = len(each)
@@ -99,7 +110,7 @@ def kronecker_factors(
     if probes < 2:
         raise GeoquantError(f"probes={probes} gives no standard error; use at least 2")
     objective = make_objective(model, batches, sites, loss=loss, forward=forward)
-    sums = [_FactorSums() for _ in objective.unique]
+    sums = [_UsesOfWeight() for _ in objective.unique]
     predictions, cost, rows = 0.0, 0.0, 0
     with objective.studied(), task("Kronecker factors", len(objective.batches)) as advance:
         for index, batch in enumerate(objective.batches):
@@ -135,37 +146,54 @@ def _refuse_uncovered(objective: Objective, run: Sweep) -> None:
 
 
 @dataclass(eq=False)
-class _FactorSums:
-    """Sums over positions of one weight: the factor from the forward pass, and a draw per direction of the other."""
+class _UsesOfWeight:
+    """The sums of one weight, apart for its uses as a table to look up and as a matrix to multiply by."""
 
-    seen: Tensor | None = None
-    sent: Tensor | None = None
-    positions: int = 0
-    swapped: bool = False
-    modules: list[nn.Module] = field(default_factory=list)
+    sums: dict[bool, _FactorSums] = field(default_factory=dict)
 
     def add(self, arrival: Arrival, samples: int, first: int, enumerated: bool, probes: int) -> None:
         for use, deltas in zip(arrival.uses, arrival.deltas, strict=True):
-            self.modules.append(use.module)
-            sent, positions, swapped = _sent_moment(use.module, use.seen, deltas, samples)
-            self.swapped = swapped
-            if self.sent is None:
-                self.sent = sent.new_zeros(1 if enumerated else probes, *sent.shape[1:])
-            if enumerated:
-                self.sent[0] += sent.sum(0)
-            else:
-                self.sent[first : first + len(sent)] += sent
-            if first == 0:
-                seen = _seen_moment(use.module, use.seen, deltas, samples)
-                self.seen = seen if self.seen is None else self.seen + seen
-                self.positions += positions
+            mine = self.sums.setdefault(_is_table(use.module), _FactorSums(use.module))
+            mine.add(use, deltas, samples, first, 1 if enumerated else probes)
 
     def result(self, predictions: float, cost: float, name: str) -> KroneckerFactors:
-        if self.seen is None or self.sent is None:
+        if not self.sums:
             raise ModelError(f"'{name}' has no influence on the outputs; leave it out of `sites`")
+        found: KroneckerFactors | None = None
+        for each in self.sums.values():
+            found = each.result(predictions, cost, found)
+        assert found is not None
+        return found
+
+
+@dataclass(eq=False)
+class _FactorSums:
+    """Sums over positions of one weight: the factor from the forward pass, and a draw per direction of the other."""
+
+    module: nn.Module
+    seen: Tensor | float = 0.0
+    sent: Tensor | None = None
+    positions: int = 0
+    swapped: bool = False
+
+    def add(self, use: Use, deltas: Tensor, samples: int, first: int, draws: int) -> None:
+        sent, positions, self.swapped = _sent_moment(use.module, use.seen, deltas, samples)
+        if self.sent is None:
+            self.sent = sent.new_zeros(draws, *sent.shape[1:])
+        if draws == 1:
+            self.sent[0] += sent.sum(0)
+        else:
+            self.sent[first : first + len(sent)] += sent
+        if first == 0:
+            self.seen = self.seen + _seen_moment(use.module, use.seen, deltas, samples)
+            self.positions += positions
+
+    def result(self, predictions: float, cost: float, tied: KroneckerFactors | None) -> KroneckerFactors:
+        assert isinstance(self.seen, Tensor)
+        assert self.sent is not None
         seen, sent = self.seen.unsqueeze(0) / self.positions, self.sent / predictions
         rows, columns = (seen, sent) if self.swapped else (sent, seen)
-        return KroneckerFactors(rows, columns, self.modules[0], cost)
+        return KroneckerFactors(rows, columns, self.module, cost, tied)
 
 
 def _is_table(module: nn.Module) -> bool:
