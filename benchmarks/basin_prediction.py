@@ -42,7 +42,7 @@ from geoquant.data.text import TextSet, load_text
 from geoquant.data.tokens import calibration_batches, evaluation_batches
 from geoquant.errors import GeoquantError
 from geoquant.models import load_weights_
-from geoquant.models.zoo import resnet20_cifar10
+from geoquant.models.zoo import resnet20_cifar10, strided_cnn3_grey
 from geoquant.quantize import quantize
 from geoquant.recovery import recover_
 from geoquant.storage import atomic_path, digest, finite, write_text
@@ -106,25 +106,16 @@ class Study:
     test: Sequence[Any]
 
 
-def small_cnn() -> nn.Module:
-    """Build three convolutions with batch norm and a linear layer for 28×28 images: 6,178 parameters."""
-
-    def block(inputs: int, outputs: int) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
-
-    return nn.Sequential(*block(1, 8), *block(8, 16), *block(16, 16), nn.Flatten(), nn.Linear(256, 10))
-
-
 def grey(name: str, folder: Path) -> Study:
     """Train the small net once (three epochs); calibrate on images that it was not trained on."""
     rest, held = load_images(name, "train").split_off(5000, SETTINGS["seed"])
     path = folder / f"{name}.safetensors"
-    model = fast(small_cnn())
+    model = fast(strided_cnn3_grey())
     if path.exists():
         model.load_state_dict(load_file(path))
     else:
         torch.manual_seed(SETTINGS["seed"])
-        model = fast(small_cnn())
+        model = fast(strided_cnn3_grey())
         fit_classifier_(model, *rest.tensors(), epochs=3, seed=SETTINGS["seed"])
         with atomic_path(path) as temporary:
             save_file({key: value.contiguous() for key, value in model.state_dict().items()}, temporary)

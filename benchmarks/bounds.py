@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import itertools
 import math
 import statistics
 import time
@@ -28,32 +27,17 @@ from geoquant.bounds import attacked_error, differential_bound, error_estimate, 
 from geoquant.data import load_images
 from geoquant.grids import Grid
 from geoquant.models import find_sites, get_weight, load_weights_, set_weight_
-from geoquant.models.zoo import resnet20_cifar10
+from geoquant.models.zoo import mlp2_mnist, mlp4_fashion_mnist, resnet20_cifar10, strided_cnn4_cifar10
 from geoquant.training import fit_classifier_
 
 SETS = {"mlp2": "mnist", "mlp4": "fashion_mnist", "cnn4": "cifar10", "resnet20": "cifar10"}
 EPOCHS = {"mlp2": 5, "mlp4": 6, "cnn4": 4}
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for inputs, outputs in itertools.pairwise(widths):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def cnn4() -> nn.Sequential:
-    """Four convolutions and a head; 136,000 weights, so that a laptop trains it in minutes."""
-    layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((3, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 2)):
-        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(1024, 10))
-
-
 NETS: dict[str, Callable[[], nn.Module]] = {
-    "mlp2": lambda: mlp(784, 256, 10),
-    "mlp4": lambda: mlp(784, 512, 256, 128, 10),
-    "cnn4": cnn4,
+    "mlp2": mlp2_mnist,
+    "mlp4": mlp4_fashion_mnist,
+    "cnn4": strided_cnn4_cifar10,
     "resnet20": resnet20_cifar10,
 }
 

@@ -1,4 +1,4 @@
-"""Residual networks for 224×224 images of He et al. 2015 (arXiv:1512.03385, table 1).
+"""Residual networks for 224×224 images of He et al. 2015 (arXiv:1512.03385, table 1), and their custom for 32×32.
 
 State-dict names are the customary ones (``layer1.0.conv1.weight``, ``layer2.0.downsample.0.weight``,
 ``fc.weight``), so weights that carry them load.
@@ -37,20 +37,30 @@ class ImageNetBlock(nn.Module):
 
 
 class ImageNetResNet(nn.Module):
-    """A stem, four stages of `blocks` basic blocks (64 to 512 channels), and a linear head."""
+    """A stem, four stages of basic blocks, each twice as wide as the one before, and a linear head.
 
-    def __init__(self, blocks: Sequence[int] = (2, 2, 2, 2), classes: int = 1000) -> None:
+    Args:
+        blocks: of each stage.
+        classes: of the logits.
+        width: channels of the stem and the first stage.
+        small: a stem for images of 32×32, one 3×3 convolution that keeps their size, as is the custom for CIFAR-10.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int] = (2, 2, 2, 2), classes: int = 1000, width: int = 64, small: bool = False
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        kernel, stride, padding = (3, 1, 1) if small else (7, 2, 3)
+        self.conv1 = nn.Conv2d(3, width, kernel, stride, padding, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(64, 64, 1, blocks[0])
-        self.layer2 = _stage(64, 128, 2, blocks[1])
-        self.layer3 = _stage(128, 256, 2, blocks[2])
-        self.layer4 = _stage(256, 512, 2, blocks[3])
+        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(width, width, 1, blocks[0])
+        self.layer2 = _stage(width, 2 * width, 2, blocks[1])
+        self.layer3 = _stage(2 * width, 4 * width, 2, blocks[2])
+        self.layer4 = _stage(4 * width, 8 * width, 2, blocks[3])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, classes)
+        self.fc = nn.Linear(8 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -75,3 +85,15 @@ def resnet18_imagenet(classes: int = 1000) -> ImageNetResNet:
     11689512
     """
     return ImageNetResNet((2, 2, 2, 2), classes)
+
+
+@ZOO.add("resnet18_cifar10")
+def resnet18_cifar10(width: int = 64, classes: int = 10) -> ImageNetResNet:
+    """Build the ResNet-18 for CIFAR-10; a quarter of its width takes a sixteenth of the time.
+
+    >>> sum(p.numel() for p in resnet18_cifar10().parameters())
+    11173962
+    >>> sum(p.numel() for p in resnet18_cifar10(width=16).parameters())
+    701466
+    """
+    return ImageNetResNet((2, 2, 2, 2), classes, width, small=True)
