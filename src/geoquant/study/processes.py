@@ -1,8 +1,9 @@
 """Cells in several processes of this machine, without Ray.
 
-Every worker is a fresh interpreter with one thread that takes one cell at a time. A worker that dies (out of memory,
-killed, a crash in native code) costs its cell, which is reported as failed, and is replaced. Workers do not
-survive the process that started them, so that nobody goes on working for a run that was killed.
+Every worker is a process with one thread that takes one cell at a time. A worker that dies (out of memory, killed, a
+crash in native code) costs its cell, which is reported as failed, and is replaced. Workers do not survive the
+process that started them, so that nobody goes on working for a run that was killed. They are forked from a server
+that has imported this module and done nothing else: importing torch takes seconds, and is done once.
 """
 
 from __future__ import annotations
@@ -25,8 +26,6 @@ from geoquant.errors import StudyError
 from geoquant.study.declaration import Cell
 from geoquant.study.executing import Run, died, execute
 from geoquant.study.store import Outcome
-
-_WATCH_SECONDS = 0.5
 
 
 def in_processes(run: Run, cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
@@ -77,6 +76,7 @@ class _Worker:
         self.run = run
         self.process: BaseProcess | None = None
         self.line: Connection | None = None
+        self.life: Connection | None = None
         self.cell: Cell | None = None
         self.imported = False
         self.since = 0.0
@@ -107,18 +107,22 @@ class _Worker:
 
     def stop(self) -> None:
         """End it, whatever it does."""
-        if self.line is not None and self.process is not None:
-            self.line.close()
+        if self.process is not None and self.line is not None and self.life is not None:
             self.process.terminate()
             self.process.join()
-        self.line, self.process, self.imported = None, None, False
+            self.line.close()
+            self.life.close()
+        self.line, self.life, self.process, self.imported = None, None, None, False
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         self.line, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(self.run, theirs, os.getpid()), daemon=True)
+        watched, self.life = context.Pipe(duplex=False)
+        self.process = context.Process(target=_work, args=(self.run, theirs, watched), daemon=True)
         self.process.start()
         theirs.close()  # so that its death closes the line
+        watched.close()
 
     def _death(self) -> Outcome:
         assert self.process is not None
@@ -132,10 +136,10 @@ class _Worker:
         return died(f"its process ended with {how}", time.perf_counter() - self.since)
 
 
-def _work(run: Run, line: Connection, parent: int) -> None:
+def _work(run: Run, line: Connection, life: Connection) -> None:
     """Run what comes through the line until it closes; in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told as well, and ends this process
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch, args=(life,), daemon=True).start()
     torch.set_num_threads(1)
     line.send(None)
     while True:
@@ -146,8 +150,8 @@ def _work(run: Run, line: Connection, parent: int) -> None:
         line.send(execute(run, cell))
 
 
-def _watch(parent: int) -> None:
-    """End this process when its parent is gone, in the middle of a cell, too."""
-    while os.getppid() == parent:
-        time.sleep(_WATCH_SECONDS)
+def _watch(life: Connection) -> None:
+    """End this process when the run is gone, and its end of the pipe with it; in the middle of a cell, too."""
+    with suppress(EOFError, OSError):
+        life.recv()
     os._exit(1)

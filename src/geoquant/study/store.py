@@ -129,6 +129,8 @@ class Store:
     def working(self, study: str) -> Iterator[None]:
         """Hold the folder of a study, so that two runs do not do the same work; ends with the process, however it ends.
 
+        Half-written files that a killed run left are removed.
+
         Raises:
             StudyError: another process holds it.
             OutputError: the folder cannot be written.
@@ -147,4 +149,6 @@ class Store:
                     f"another run of the study '{study}' is at work in {self.folder}; wait for it or choose another "
                     "folder; for more workers use jobs"
                 ) from error
+            for left in place.glob(".*.json.*"):
+                left.unlink(missing_ok=True)
             yield
