@@ -6,9 +6,10 @@ needs CIFAR-10 and TinyStories ($GEOQUANT_DATA_DIR). Vision: 2-bit and ternary w
 first and last layer at 8 bits and with everything at the stated width; GPTQ on 512 training images is the start, the
 float net teaches (no labels), images are cropped and mirrored. Language: weights of 3 and 2 bits. Controls with as many
 steps on the same batches: the float net trained on and then rounded in the same way, and training on the grid from
-random weights. A run may take --minutes: after a few steps that do not count it is decided how many fit. Every
-cell is one file in --cells, so the command goes on where it was interrupted, within a cell too. Training looks at the
-train split alone; test images and the validation text are for the figures. Settings can be changed with --set.
+random weights. A run may take --minutes of processor time, all threads together: after a few steps that do not count it
+is decided how many fit. Every cell is one file in --cells, so the command goes on where it was interrupted, within a
+cell too. Training looks at the train split alone; test images and the validation text are for the figures. Settings can
+be changed with --set, and chosen with --held-out, which judges on training images that are not trained on.
 """
 
 from __future__ import annotations
@@ -83,8 +84,12 @@ def vision_task(arguments: argparse.Namespace, seed: int) -> Task:
     """Return ResNet-20 with CIFAR-10."""
     spec = "geoquant.models.zoo:resnet20_cifar10"
     images = load_images("cifar10", "train")
+    if arguments.held_out:
+        images, judged = images.split_off(arguments.held_out, seed)
+    else:
+        judged = load_images("cifar10", "test")
     source = AugmentedImages(images, arguments.batch, seed, "imagenet")
-    test = load_images("cifar10", "test").stream(250, arguments.test_images, None, "imagenet")
+    test = judged.stream(250, arguments.test_images, None, "imagenet")
     return Task(read_model(spec, arguments.weights), source, test, lambda: read_model(spec, None))
 
 
@@ -128,12 +133,12 @@ def steps_that_fit(task: Task, cell: Cell, plan: Plan, options: dict[str, Any], 
     seconds = []
     for count in (1, 1 + _TIMED):
         model = quantize(task.model, plan, _calibration(task), effort="fast") if cell.method != METHODS[1] else None
-        start = time.perf_counter()
+        start = time.process_time()
         if model is None:
             _train_float(copy.deepcopy(task.model), task, count, options)
         else:
             recover_(model, plan, task.source, teacher=task.model, steps=count, trace_every=0, reestimate=0, **options)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     each = max(1e-3, (seconds[1] - seconds[0]) / _TIMED)
     steps = max(1, int(_SPARE * 60 * arguments.minutes / each))
     write_text(decided, str(steps))
@@ -269,10 +274,11 @@ def read_arguments() -> argparse.Namespace:
     made.add_argument("--cells", type=Path, default=Path("recovery_cells"), help="finished cells and checkpoints")
     made.add_argument("--only", default="", help="only cells in whose name this regular expression is found")
     made.add_argument("--seeds", type=int, default=3)
-    made.add_argument("--minutes", type=float, default=18.0, help="of training per cell")
+    made.add_argument("--minutes", type=float, default=19.0, help="of training per cell, processor time")
     made.add_argument("--steps", type=int, default=None, help="instead of minutes")
     made.add_argument("--batch", type=int, default=128)
     made.add_argument("--set", type=_pair, nargs="*", default=[], metavar="NAME=VALUE", help="fields of Settings")
+    made.add_argument("--held-out", type=int, default=0, help="judge on so many training images: to choose settings")
     made.add_argument("--test-images", type=int, default=None, help="fewer test images, for a quick look")
     made.add_argument("--test-windows", type=int, default=None, help="fewer windows of text")
     arguments = made.parse_args()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from geoquant.errors import DataError, ModelError, PlanError, UnknownNameError
 from geoquant.evaluation import divergence, evaluate
 from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize
-from nets import small_batches, small_net
+from nets import blob_batches, small_batches, small_net
 
 GRID = "int3:narrow:maxabs:tensor:fp32"
 FINE = WidthSettings(randoms=3, eigenvectors=2, lanczos_steps=12, relative=1e-4, limit=64.0)
@@ -46,7 +47,48 @@ def test_a_quadratic_has_radius_sqrt_two_tau_over_lambda() -> None:
     sharp = [width for width in found.joint if width.kind == "eigenvector"]
     assert [width.curvature for width in sharp] == pytest.approx([9.0, 9.0, 1.0, 1.0])
     assert sharp[0].in_weights.value == pytest.approx(math.sqrt(2 * 0.02 / 9), rel=1e-3)
+    # The displacement is 0.447 long: ½·9·0.2 and ½·1·0.2 exceed 0.02, along the third weight nothing rises.
     assert {width.landform for width in sharp} == {"valley"}
+    assert [width.stretch for width in sharp] == pytest.approx([9.0, 9.0, 1.0, 1.0])
+
+
+def river(logits: Tensor, _: Tensor) -> Tensor:
+    """The toy −0.2 t + max(|n| − 0.4, 0); the samples show t and n, and its halves add up over them."""
+    t, n = logits[0, 0], logits[1, 0]
+    return 2 * torch.stack([-0.2 * t, (n.abs() - 0.4).clamp(min=0)])
+
+
+def test_the_river_toy_has_its_river_along_t_and_its_valley_across() -> None:
+    """Its Hessian is zero at the float weights; on a stretch as long as a rounding the wall is seen, the slope is not."""
+    model = one_layer([1.5, 0.3])  # a step of 0.5, so that n goes to 0.5 on the wall
+    batches = [torch.eye(2).double()]
+    plan = uniform_plan(model, GRID)
+    downstream = {"0.weight": torch.tensor([[2.5, 0.3]]).double()}
+    found = basin_width(
+        model, plan, batches, tolerance=0.04, loss=river, checkpoints=[downstream], settings=replace(FINE, limit=8.0)
+    )
+    ways = {width.direction: width for width in found.joint}
+    across, along, against = (ways[name] for name in ("displacement", "checkpoint 1", "−checkpoint 1"))
+    assert found.largest_curvature == 0
+    assert (across.landform, along.landform, against.landform) == ("valley", "river", "river")
+    assert across.stretch == pytest.approx((0.1 + 0.0) / 0.2**2)
+    assert along.stretch == pytest.approx(0.0, abs=1e-5)
+    assert along.radius.open
+    assert not against.radius.open  # upstream the loss rises by its slope, which is no curvature
+    wide = basin_width(model, plan, batches, tolerance=0.06, loss=river, settings=FINE)
+    assert wide.displacement.landform == "basin"  # nothing within a rounding's length reaches this tolerance
+
+
+def test_what_leaves_the_basin_of_a_trained_net_is_no_river(net: nn.Module) -> None:
+    """Its curvature is a thousandth of the largest in any case: a share of that would call every rounding a river."""
+    batches = blob_batches()
+    coarse, middle, fine = (basin_width(net, uniform_plan(net, grid), batches) for grid in ("int2", "int4", "int8"))
+    assert coarse.displacement.leaves
+    assert coarse.displacement.landform == "valley"
+    assert coarse.displacement.curvature < 0.05 * coarse.largest_curvature
+    sharp = {width.landform for width in middle.joint if width.kind == "eigenvector"}
+    assert (middle.displacement.landform, sharp) == ("river", {"valley"})
+    assert {width.landform for width in fine.joint} == {"basin"}
 
 
 def test_a_direction_without_curvature_is_a_river_and_open() -> None:

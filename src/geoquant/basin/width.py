@@ -2,15 +2,16 @@
 
 Along each direction: the largest radius at which the loss stays within τ of the float loss, with an interval from the
 samples' spread. The second-order radius √(2τ/c), c the curvature along the direction, stands beside it: where the real
-one is far smaller, there is a wall that the Hessian at the float weights does not see. Directions are a sample: a
-basin can be narrower along one that was not tried.
+one is far smaller, there is a wall that the Hessian at the float weights does not see. For the same reason river and
+valley are told apart by the curvature of a stretch as long as the way to the rounded point, not by that at a point.
+Directions are a sample: a basin can be narrower along one that was not tried.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,8 +26,6 @@ from geoquant.models import Forward, predict
 from geoquant.plan import Plan
 from geoquant.progress import task
 
-VALLEY = 0.01
-"""A direction with at least this share of the largest curvature crosses the valley; a flatter one follows the river."""
 WALL = 0.5
 """The basin ends at a wall where its radius is below this share of the second-order one."""
 
@@ -45,7 +44,10 @@ class Width:
         rise: of the loss at radius 1, nats per prediction.
         curvature: along the direction, nats per squared weight unit; None where it was not measured.
         second_order: √(2τ/curvature) as a radius; None likewise, infinite where the loss does not curve up.
-        landform: "valley" or "river", by curvature.
+        stretch: curvature of the stretch from one displacement's length behind the float weights to one before them,
+            (f(+) − 2f(0) + f(−)) / length², walls included and slopes not; None likewise.
+        landform: "valley" where the stretch curves so much that it uses up τ, "river" where it does not although that of
+            another direction does, "basin" where that of none does: over so short a way all is flat.
     """
 
     direction: str
@@ -57,6 +59,7 @@ class Width:
     rise: Mean
     curvature: float | None = None
     second_order: float | None = None
+    stretch: float | None = None
     landform: str | None = None
 
     @property
@@ -196,6 +199,7 @@ def basin_width(
     ways = [cell.displacement(), *(cell.random(seed, draw) for draw in range(spend.randoms))]
     ways += cell.trajectory(checkpoints)
     known: dict[str, float] = {}
+    stretched: dict[str, float] = {}
     largest = None
     if spend.eigenvectors:
         objective = _objective(model, collect(data, min(spend.curvature_samples, rise.samples)), cell, rise, forward)
@@ -203,12 +207,45 @@ def basin_width(
         known = dict(zip((way.name for way in ways), curvatures(objective, ways), strict=True))
         known |= {way.name: value for way, value in sharp}
         ways += [way for way, _ in sharp]
+        stretched = stretches(cell, rise, ways)
     alone = [cell.displacement().only(site) for site in cell.sites] if few is not None else []
     with task("measuring the basin", len(ways) + len(alone)) as advance:
-        joint = tuple(survey.width(way, rise, advance, known.get(way.name), largest) for way in ways)
+        found = [survey.width(way, rise, advance, known.get(way.name), stretched.get(way.name)) for way in ways]
         layers = tuple(survey.width(way, few, advance) for way in alone) if few is not None else ()
+    length = cell.displacement().norm
+    joint = with_landforms(found, 2 * tolerance / length**2 if length else math.inf)
     samples = 0 if few is None else few.samples
     return BasinWidth(tolerance, rise.name, rise.float_loss, rise.samples, samples, largest, joint, layers)
+
+
+def stretches(cell: Cell, rise: LossRise, ways: Sequence[Direction]) -> dict[str, float]:
+    """Return the curvature of each direction's stretch (see `Width.stretch`); a way and the opposite one share it."""
+    length = cell.displacement().norm
+    found: dict[str, float] = {}
+    for way in ways if length else ():
+        forward = way.name.removeprefix("−")
+        if forward not in found:
+            ahead = way.scaled(length)
+            found[forward] = sum(rise.at(ahead.at(cell.origin, side)).value for side in (1.0, -1.0)) / length**2
+        found[way.name] = found[forward]
+    return found
+
+
+def with_landforms(widths: Sequence[Width], critical: float) -> tuple[Width, ...]:
+    """Return the widths with their landforms.
+
+    Args:
+        widths: along joint directions.
+        critical: the curvature whose parabola reaches τ one displacement's length from the float weights.
+    """
+    known = [width.stretch for width in widths if width.stretch is not None]
+    flat = "river" if any(stretch > critical for stretch in known) else "basin"
+    return tuple(
+        width
+        if width.stretch is None
+        else replace(width, landform="valley" if width.stretch > critical else flat)
+        for width in widths
+    )
 
 
 def _objective(
@@ -239,7 +276,7 @@ class _Survey:
         rise: LossRise,
         advance: Callable[[], None],
         curvature: float | None = None,
-        largest: float | None = None,
+        stretch: float | None = None,
     ) -> Width:
         """Find the radius of one direction."""
         end: dict[float, Mean] = {}
@@ -257,10 +294,8 @@ class _Survey:
         )
         advance()
         norm = way.norm
-        second, landform = None, None
-        if curvature is not None and largest is not None:
+        second = None
+        if curvature is not None:
             second = math.sqrt(2 * self.tolerance / curvature) / norm if curvature > 0 and norm > 0 else math.inf
-            landform = "valley" if curvature >= VALLEY * largest else "river"
-        return Width(
-            way.name, way.kind, way.layer, radius, norm, self.cell.steps(way), end[1.0], curvature, second, landform
-        )
+        steps, rise_there = self.cell.steps(way), end[1.0]
+        return Width(way.name, way.kind, way.layer, radius, norm, steps, rise_there, curvature, second, stretch)
