@@ -59,7 +59,7 @@ def river(logits: Tensor, _: Tensor) -> Tensor:
 
 
 def test_the_river_toy_has_its_river_along_t_and_its_valley_across() -> None:
-    """Its Hessian is zero at the float weights; on a stretch as long as a rounding the wall is seen, the slope is not."""
+    """Its Hessian is zero at the float weights; a stretch as long as a rounding sees the wall, and not the slope."""
     model = one_layer([1.5, 0.3])  # a step of 0.5, so that n goes to 0.5 on the wall
     batches = [torch.eye(2).double()]
     plan = uniform_plan(model, GRID)

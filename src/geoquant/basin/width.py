@@ -46,8 +46,8 @@ class Width:
         second_order: √(2τ/curvature) as a radius; None likewise, infinite where the loss does not curve up.
         stretch: curvature of the stretch from one displacement's length behind the float weights to one before them,
             (f(+) − 2f(0) + f(−)) / length², walls included and slopes not; None likewise.
-        landform: "valley" where the stretch curves so much that it uses up τ, "river" where it does not although that of
-            another direction does, "basin" where that of none does: over so short a way all is flat.
+        landform: "valley" where the stretch curves so much that it uses up τ; "river" where it does not, although that
+            of another direction does; "basin" where that of none does: over so short a way all is flat.
     """
 
     direction: str
@@ -241,9 +241,7 @@ def with_landforms(widths: Sequence[Width], critical: float) -> tuple[Width, ...
     known = [width.stretch for width in widths if width.stretch is not None]
     flat = "river" if any(stretch > critical for stretch in known) else "basin"
     return tuple(
-        width
-        if width.stretch is None
-        else replace(width, landform="valley" if width.stretch > critical else flat)
+        width if width.stretch is None else replace(width, landform="valley" if width.stretch > critical else flat)
         for width in widths
     )
 
