@@ -18,7 +18,8 @@ def numbered(count: int = 12, width: int = 5) -> ImageSet:
 
 
 def windows(image: np.ndarray, pad: int) -> set[bytes]:
-    padded = np.pad(image, pad)
+    rows = [abs(k) if k < len(image) else 2 * (len(image) - 1) - k for k in range(-pad, len(image) + pad)]
+    padded = image[rows][:, rows]  # the border reflects the image about its outermost pixels
     size = len(image)
     cuts = [padded[y : y + size, x : x + size] for y in range(2 * pad + 1) for x in range(2 * pad + 1)]
     return {np.ascontiguousarray(each).tobytes() for cut in cuts for each in (cut, cut[:, ::-1])}

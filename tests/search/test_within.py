@@ -114,7 +114,7 @@ def test_a_metric_of_ones_own(measured: Profile) -> None:
 
 
 def test_data_of_the_search_cannot_certify(measured: Profile) -> None:
-    with pytest.raises(DataError, match="took part in the search"):
+    with pytest.raises(DataError, match="took part in the choice"):
         allocate_within(Coin(), measured, draw(500, 1), draw(500, 1)[::-1], drop=0.05, deploy=deploy)
     with pytest.raises(GeoquantError, match=r"half a point is 0\.005"):
         allocate_within(Coin(), measured, draw(5, 1), draw(5, 2), drop=5.0)

@@ -1,8 +1,9 @@
 """What does a net see of the same images in each epoch: crops and mirror images, drawn anew.
 
-Each image is padded with black, cut out again at a random place, and mirrored half of the time (He et al.,
-arXiv:1512.03385, section 4.2); one gather per batch. A batch is a function of seed, epoch and place, so a training run
-can be taken up anywhere.
+Each image is padded, cut out again at a random place, and mirrored half of the time (He et al., arXiv:1512.03385,
+section 4.2); one gather per batch. Unlike there the border is the image's own reflection and not black: in a short
+training batch norms would follow the black borders and be off on images without. A batch is a function of seed, epoch
+and place, so a training run can be taken up anywhere.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class AugmentedImages:
         """Cut a window out of each padded image (n, h, w, c), and mirror some."""
         count, height, width, _ = pixels.shape
         pad = self._padding
-        padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+        padded = np.pad(pixels, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
         top, left = random.integers(0, 2 * pad + 1, (2, count, 1, 1))
         columns = np.broadcast_to(np.arange(width), (count, 1, width))
         if self._mirror:

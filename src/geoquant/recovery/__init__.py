@@ -1,5 +1,6 @@
 """Quantization-aware training of a quantized model: latent weights, learned steps, and an ordinary model at the end."""
 
+from geoquant.recovery.certifying import Certify
 from geoquant.recovery.feeding import Source
 from geoquant.recovery.latents import Latents, prepare_
 from geoquant.recovery.objective import Objective
@@ -11,6 +12,7 @@ from geoquant.recovery.trace import TRACE_FILE, Trace, TracePoint, Tracer
 
 __all__ = [
     "TRACE_FILE",
+    "Certify",
     "Latents",
     "Objective",
     "Recovered",

@@ -56,6 +56,11 @@ class Judge:
             self._waited += 1
         return self._patience is None or self._waited < self._patience
 
+    def settle(self, model: nn.Module, step: int) -> None:
+        """Take the model as it is for the result, whatever was better."""
+        if self._batches is not None:
+            self.best, self.best_step = self._loss(model), step
+
     @torch.no_grad()
     def _loss(self, model: nn.Module) -> float:
         assert self._batches is not None

@@ -9,7 +9,7 @@ rates are too high, which validation would show. Why training can find what roun
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,12 +21,14 @@ from geoquant.errors import PlanError
 from geoquant.models import Forward, take_inventory
 from geoquant.plan import Plan
 from geoquant.quantize import is_quantized, quantize, quantized_state
+from geoquant.recovery.certifying import Witness
 from geoquant.recovery.distributing import make_crew
 from geoquant.recovery.feeding import Source, as_source
 from geoquant.recovery.latents import prepare_
 from geoquant.recovery.objective import Loss, Objective
 from geoquant.recovery.run import Recovered, Run, Watching
-from geoquant.recovery.settings import Settings
+from geoquant.recovery.settings import RecoveryError, Settings
+from geoquant.search.samples import check_disjoint
 
 _CALIBRATION = 512
 _WATCHING = {each.name for each in fields(Watching)}
@@ -64,12 +66,13 @@ def recover_(
             (``validation``, ``checkpoint``, ``resume``, ...), which replace those of `watching`.
 
     Returns:
-        What happened: losses, validation, a trace.
+        What happened: losses, validation, a trace, a certificate.
 
     Raises:
         PlanError: the plan belongs to another model, or the model was quantized by another plan.
         DataError: there are no batches, or labels are wanted and missing.
-        RecoveryError, UnknownNameError: a setting makes no sense, or the checkpoint is of another run.
+        RecoveryError, UnknownNameError: a setting makes no sense, the checkpoint is of another run, or a certificate is
+            asked without a teacher.
     """
     looks = {name: options.pop(name) for name in list(options) if name in _WATCHING}
     settings, watched = Settings(**options), replace(watching or Watching(), **looks)
@@ -85,7 +88,8 @@ def recover_(
             activations=settings.activations,
             free=settings.free_rate > 0,
         )
-        result = Run(latents, source, objective, settings, watched, forward, crew).go()
+        witness = _witness(model, teacher, batches, source, settings, watched, forward)
+        result = Run(latents, source, objective, settings, watched, forward, crew, witness).go()
         latents.hand_over_(model)
     return result
 
@@ -109,6 +113,28 @@ def _quantized_copy(
     if teacher is not None:
         plan.inventory.check_same_layout(take_inventory(teacher))
     return copy.deepcopy(model), teacher
+
+
+def _witness(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    batches: Any,
+    source: Source,
+    settings: Settings,
+    watched: Watching,
+    forward: Forward | None,
+) -> Witness | None:
+    """Return who vouches for the result, where a certificate is asked."""
+    wanted = watched.certify
+    if wanted is None:
+        return None
+    if teacher is None:
+        raise RecoveryError("a certificate compares with the float model; give it as teacher=")
+    held_out = replace(wanted, batches=collect(wanted.batches))
+    for seen in (watched.validation, batches):
+        if isinstance(seen, Sequence):
+            check_disjoint(seen, held_out.batches)
+    return Witness(held_out, teacher, model, settings.total_steps(len(source)), len(source), forward)
 
 
 def _first(source: Source) -> tuple[Any, ...]:

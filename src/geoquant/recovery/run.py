@@ -1,6 +1,7 @@
 """A run from its first step to its last: what surrounds the steps?
 
-Validation, traces, checkpoints, the share of each process, and the end: norms re-estimated, the best state put back.
+Validation, certificates, traces, checkpoints, the share of each process, and the end: norms re-estimated, the best
+state put back.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoquant.bounds import Certificate
 from geoquant.models import Forward
 from geoquant.progress import task
+from geoquant.recovery.certifying import Certify, Witness
 from geoquant.recovery.checkpoint import (
     CHECKPOINT_FILE,
     check_same_run,
@@ -33,7 +36,7 @@ from geoquant.recovery.feeding import Source, Walked, mixed
 from geoquant.recovery.judging import Judge
 from geoquant.recovery.latents import Latents
 from geoquant.recovery.objective import Objective
-from geoquant.recovery.running import Stepper, reestimate_norms_, training_mode_
+from geoquant.recovery.running import Stepper, norms_of, reestimate_norms_, training_mode_
 from geoquant.recovery.settings import Settings
 from geoquant.recovery.trace import Trace, TracePoint, Tracer
 from geoquant.storage import Json
@@ -49,6 +52,7 @@ class Watching:
         validation: batches of the judge; None for none.
         validate_every: steps between its looks; an epoch when None.
         patience: looks without a better state after which the run ends.
+        certify: ends the run as soon as what it reached is certified (see `Certify`); None certifies nothing.
         trace_every: steps between trace points; 20 points over the run when None, none at all when 0.
         trace_batch: where the trace looks; the first validation or training batch when None.
         river: directions along which the basin has no wall, by weight (see `Tracer`).
@@ -60,6 +64,7 @@ class Watching:
     validation: Sequence[Any] | None = None
     validate_every: int | None = None
     patience: int | None = None
+    certify: Certify | None = None
     trace_every: int | None = None
     trace_batch: Any = None
     river: Mapping[str, Tensor] | None = None
@@ -79,6 +84,9 @@ class Recovered:
         start: validation loss before the first step; None without validation data.
         best: validation loss of the result; None without validation data.
         trace: looks at the run.
+        certificate: of the result's drop, or where `certified` is false of what was last looked at; None where no
+            certificate was asked.
+        certified: whether the drop that was allowed is certified.
     """
 
     settings: Settings
@@ -87,11 +95,15 @@ class Recovered:
     start: float | None = None
     best: float | None = None
     trace: Trace = field(default_factory=Trace)
+    certificate: Certificate | None = None
+    certified: bool = False
 
     def __str__(self) -> str:
         said = f"{len(self.losses)} steps, training loss {self.losses[0]:.4g} → {self.losses[-1]:.4g}"
         if self.start is not None and self.best is not None:
             said += f"; validation {self.start:.4g} → {self.best:.4g} (step {self.steps})"
+        if self.certificate is not None:
+            said += f"; {'certified' if self.certified else 'NOT certified'}: {self.certificate}"
         return said
 
 
@@ -106,6 +118,7 @@ class Run:
         watching: of what surrounds it.
         forward: how to call the model.
         crew: the processes that take part.
+        witness: of the certificate, where one is asked.
     """
 
     def __init__(
@@ -117,10 +130,11 @@ class Run:
         watching: Watching,
         forward: Forward | None,
         crew: Crew,
+        witness: Witness | None = None,
     ) -> None:
         self._latents, self._source, self._objective = latents, source, objective
         self._settings, self._watching, self._forward, self._crew = settings, watching, forward, crew
-        self._total = settings.total_steps(len(source))
+        self._total, self._witness = settings.total_steps(len(source)), witness
         self._losses: list[float] = []
         self._points: list[TracePoint] = []
         self._judge = Judge(objective, watching.validation, watching.patience)
@@ -150,7 +164,9 @@ class Run:
                 advance()
             steps = self._finish_()
         trace = Trace(tuple(self._points))
-        return Recovered(self._settings, steps, tuple(self._losses), self._judge.start, self._judge.best, trace)
+        seen = (self._judge.start, self._judge.best)
+        vouched = (None, False) if self._witness is None else (self._witness.certificate, self._witness.certified)
+        return Recovered(self._settings, steps, tuple(self._losses), *seen, trace, *vouched)
 
     def _begin_(self) -> None:
         if self._watching.resume and self._path is not None and self._path.exists():
@@ -170,6 +186,8 @@ class Run:
         self._trace(done)
         if not last and done % (self._watching.validate_every or len(self._source)) == 0:
             self._stopped = not self._look(done)
+        if not last and not self._stopped and self._witness is not None and self._witness.due(done):
+            self._stopped = self._certified_(done)
         if done % (self._watching.checkpoint_every or len(self._source)) == 0 or last or self._stopped:
             self._keep()
 
@@ -177,6 +195,25 @@ class Run:
         if self._settings.norms == "train":
             self._crew.agree_(self._latents.model)
         return self._judge.look(self._latents.model, done)
+
+    def _certified_(self, done: int) -> bool:
+        """Put the model as it would be finished now to the certificate; its norms stay so if it passes."""
+        assert self._witness is not None
+        norms = [buffer for norm in norms_of(self._latents.model) for buffer in norm.buffers()]
+        saved = [buffer.clone() for buffer in norms]
+        self._reestimate_(done)
+        if self._passes_():
+            return True
+        for buffer, value in zip(norms, saved, strict=True):
+            buffer.copy_(value)
+        return False
+
+    def _passes_(self) -> bool:
+        """Whether every process certifies the model as it is."""
+        assert self._witness is not None
+        device = next(self._latents.model.parameters()).device
+        passed = torch.tensor(float(self._witness.look(self._latents)), device=device)
+        return float(self._crew.mean(passed)) == 1
 
     def _trace(self, done: int) -> None:
         if self._trace_every and (done % self._trace_every == 0 or done == self._total):
@@ -187,14 +224,26 @@ class Run:
 
     def _finish_(self) -> int:
         """Re-estimate the norms, and go back to the best state; return the step it is from."""
-        model, settings, done = self._latents.model, self._settings, len(self._losses)
-        if settings.norms == "train" and settings.reestimate:
-            first = max(0, done - settings.reestimate)
-            reestimate_norms_(model, (self._batch(step) for step in range(first, done)), self._forward)
+        model, done = self._latents.model, len(self._losses)
+        if self._witness is not None and self._witness.certified:  # this state and no other
+            self._judge.settle(model, done)
+            model.eval()
+            return done
+        self._reestimate_(done)
         self._look(done)
         best = self._judge.restore_(model)
         model.eval()
+        if self._witness is not None:
+            self._passes_()
         return done if best is None else best
+
+    def _reestimate_(self, done: int) -> None:
+        """Give batch norms the statistics of the last batches."""
+        settings = self._settings
+        if settings.norms == "train" and settings.reestimate:
+            first = max(0, done - settings.reestimate)
+            batches = (self._batch(step) for step in range(first, done))
+            reestimate_norms_(self._latents.model, batches, self._forward)
 
     @property
     def _path(self) -> Path | None:
@@ -206,7 +255,15 @@ class Run:
         plan = self._latents.state.plan
         grids = hashlib.sha256(repr((plan.inventory.names, plan.names, plan.activations)).encode()).hexdigest()
         layers = [each.site.name for each in self._latents.weights.values()]
-        return {"settings": asdict(self._settings), "batches": len(self._source), "plan": grids, "layers": layers}
+        asked = None if self._witness is None else self._witness.wanted.identity()
+        settings = asdict(self._settings)
+        return {
+            "settings": settings,
+            "batches": len(self._source),
+            "plan": grids,
+            "layers": layers,
+            "certify": asked,
+        }
 
     def _keep(self) -> None:
         """Write a checkpoint; every process collects, the first one writes."""
@@ -224,6 +281,7 @@ class Run:
             "judge": self._judge.document(),
             "trace": [asdict(point) for point in self._points],
             "stopped": self._stopped,
+            "certificate": None if self._witness is None else self._witness.document(),
         }
         if self._crew.first:
             write_checkpoint(self._path, document, tensors)
@@ -237,6 +295,8 @@ class Run:
         self._losses = list(document["losses"])
         self._points = [TracePoint(**point) for point in document["trace"]]
         self._stopped = document["stopped"]
+        if self._witness is not None:
+            self._witness.load_(document["certificate"])
         if isinstance(self._source, Walked) and len(self._losses) < self._total:
             self._source.go_to(*divmod(len(self._losses), len(self._source)))
         load_random_tensors_(tensors)

@@ -75,13 +75,22 @@ class Stepper:
         self.optimizer.step()
 
 
+def norms_of(model: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms that keep statistics.
+
+    >>> len(norms_of(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False))))
+    1
+    """
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+
+
 @torch.no_grad()
 def reestimate_norms_(model: nn.Module, batches: Iterator[Any], forward: Forward | None = None) -> int:
     """Give every batch norm the mean of its statistics over `batches`; return how many batches that were.
 
     Each batch counts alike. Nothing changes where there is no batch norm or no batch.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = norms_of(model)
     if not norms:
         return 0
     count = 0

@@ -89,7 +89,7 @@ def check_disjoint(first: Sequence[Any], second: Sequence[Any]) -> None:
     shared = sum(key in seen for key in keys)
     if shared > 0.01 * len(keys):
         raise DataError(
-            f"{shared} of {len(keys)} samples for the certificate took part in the search; certify on others"
+            f"{shared} of {len(keys)} samples for the certificate took part in the choice; certify on others"
         )
 
 

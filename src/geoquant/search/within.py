@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from geoquant.bounds import Certificate, CertificateSequence
+from geoquant.bounds import Certificate
 from geoquant.data import collect
 from geoquant.errors import GeoquantError
 from geoquant.models import Forward, batch_size
@@ -25,11 +25,9 @@ from geoquant.plan import Budget, Plan, allocate
 from geoquant.plan.choices import make_choices
 from geoquant.plan.solving import make_request
 from geoquant.progress import task
+from geoquant.search.certifying import Certifier
 from geoquant.search.samples import Deploy, Floats, Metric, check_disjoint, pipeline, scores
 from geoquant.sensitivity import Profile
-
-GROWTH = 1.5
-"""The certificate looks again when it has so many times the samples."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,9 @@ def allocate_within(
     search.allow(drop, math.log(1 / alpha), sum(batch_size(batch) for batch in held_out))
     plan = search.bisect(tolerance)
     failed: list[Certificate] = []
+    judge = Certifier(model, held_out, metric, forward)
     while True:
-        certificate = _certify(model, search.deploy(plan), held_out, metric, forward, drop, 1 - alpha)
+        certificate = judge.certify(search.deploy(plan), drop, 1 - alpha)
         certificate = replace(certificate, confidence=confidence)
         holds = certificate.upper_bound <= drop
         larger = None if holds or len(failed) + 1 >= attempts else search.larger(plan, tolerance * 2 ** len(failed))
@@ -224,29 +223,3 @@ class _Search:
         slack = spread * math.sqrt(2 * self._log / self._samples) + self._log / self._samples
         mean = float(changes.mean())
         return Trial(plan, mean, spread / math.sqrt(len(changes)), mean + slack, mean + slack <= self._drop)
-
-
-def _certify(
-    model: nn.Module,
-    quantized: nn.Module,
-    batches: Sequence[Any],
-    metric: Metric,
-    forward: Forward | None,
-    drop: float,
-    confidence: float,
-) -> Certificate:
-    """Take in samples until the bound is low enough, or there are no more."""
-    name = "accuracy drop" if metric == "accuracy" else "drop of the metric"
-    sequence = CertificateSequence(name, confidence=confidence)
-    waiting: list[Floats] = []
-    pairs = zip(scores(model, batches, metric, forward), scores(quantized, batches, metric, forward), strict=True)
-    with task("certifying", len(batches)) as advance:
-        for index, (before, after) in enumerate(pairs):
-            waiting.append(before - after)
-            held = len(sequence.changes) + sum(map(len, waiting))
-            if index + 1 == len(batches) or held >= GROWTH * len(sequence.changes):
-                sequence, waiting = sequence.after(np.concatenate(waiting)), []
-                if sequence.certificate.upper_bound <= drop:
-                    break
-            advance()
-    return sequence.certificate
