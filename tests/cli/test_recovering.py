@@ -71,9 +71,27 @@ def test_it_recovers_from_quantizes_folder_and_resumes(
     assert json.loads(out)["quantized"]["accuracy"] > 0.5
 
 
+def test_it_says_whether_the_drop_that_was_asked_is_certified(
+    common: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import geoquant as gq
+
+    plan = gq.uniform_plan(digits_cnn(), "int4").save(tmp_path / "plan.json")
+    words = ["recover", *common, "--plan", str(plan), "--output", str(tmp_path / "out"), "--steps", "2", "--json"]
+    for drop, certified in (("30", True), ("0.01", False)):
+        code, out, err = run(capsys, *words, "--certify-drop", drop, "--certify-images", "256")
+        assert code == 0, err
+        document = json.loads(out)
+        assert document["certified"] is certified
+        assert (document["certificate"]["upper_bound"] <= float(drop) / 100) is certified
+        assert document["certificate"]["samples"] <= 256
+    assert json.loads(run(capsys, *words)[1])["certificate"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--certify-drop", "1", "--certify-on", "train"], "train is trained on"),
         (["--method", "magic"], "there is no method 'magic'"),
         (["--layer", "nowhere"], "nowhere"),
         (["--parallel", "ddp"], "torchrun"),

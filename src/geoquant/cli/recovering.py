@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,7 +35,7 @@ from geoquant.importing import is_spec
 from geoquant.models import source_folder
 from geoquant.plan import Plan
 from geoquant.quantize import quantize
-from geoquant.recovery import TRACE_FILE, Recovered, Watching, recover_
+from geoquant.recovery import TRACE_FILE, Certify, Recovered, Watching, recover_
 from geoquant.recovery.distributing import joined
 
 
@@ -85,6 +86,19 @@ def recover_command(
             "--validation", min=0, help="Training samples held out to judge by; the best state seen is what is saved."
         ),
     ] = 1024,
+    certify_drop: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop as soon as accuracy is certain (95 %) to be at most so many points below the float model's; "
+            "looks once per epoch and at the end."
+        ),
+    ] = None,
+    certify_images: Annotated[
+        int, typer.Option(min=2, help="With --certify-drop: samples for the certificate.")
+    ] = 4096,
+    certify_on: Annotated[
+        str, typer.Option(help="With --certify-drop: their split, which must take part in nothing else.")
+    ] = "test",
     augment: Annotated[
         bool, typer.Option(help="Show crops and mirror images of image sets (not of mnist-like ones: see --no-mirror).")
     ] = True,
@@ -116,6 +130,14 @@ def recover_command(
     source, held_out = _data(
         net, data, normalize, weights, batch_size, samples, validate_on, augment, mirror, window, seed
     )
+    certify = None
+    if certify_drop is not None:
+        if certify_on == "train":
+            raise DataError("train is trained on and cannot certify; name another split with --certify-on")
+        samples_apart = read_batches(
+            data, certify_on, normalize, weights, batch_size, certify_images, seed, net, window
+        )
+        certify = Certify(list(samples_apart), drop=certify_drop / 100)
     options: dict[str, Any] = {"steps": steps} if steps is not None else {"epochs": epochs}
     with progress.shown(), joined(parallel) as first:
         quantized = _begin(net, chosen, start, data, normalize, weights, window, seed)
@@ -126,7 +148,7 @@ def recover_command(
             teacher=net,
             layers=layers or None,
             parallel=parallel,
-            watching=Watching(validation=held_out, checkpoint=output, resume=resume),
+            watching=Watching(validation=held_out, certify=certify, checkpoint=output, resume=resume),
             method=method,
             rate=rate,
             norms=norms,
@@ -208,5 +230,7 @@ def _finish(
         "validation_before": result.start,
         "validation_after": result.best,
         "training_loss": result.losses[-1],
+        "certified": result.certified,
+        "certificate": None if result.certificate is None else asdict(result.certificate),
     }
     show(str(result), document, as_json)
