@@ -1,4 +1,4 @@
-"""What a person sees: plans swept and evaluated, and one self-contained page that shows all of it."""
+"""What a person sees: plans swept and evaluated, one page that shows all of it, and a site of studies."""
 
 from geoquant.report.basin_figures import line_plot, plane_plot
 from geoquant.report.figures import cost, damage_curves, pareto
@@ -14,12 +14,17 @@ from geoquant.report.png import (
     spectrum_png,
     waterfall_png,
 )
+from geoquant.report.site import Planned, render_index, write_site
+from geoquant.report.study_figures import plot
+from geoquant.report.study_page import render_study
+from geoquant.report.study_png import figure_png
 from geoquant.report.sweep import Point, comparison_plans, measure_point, sweep, to_frame
 from geoquant.report.verdict import Comparison, Verdict, compare, scoreboard, verdict
 from geoquant.report.waterfall import Tier, Waterfall, measure_waterfall
 
 __all__ = [
     "Comparison",
+    "Planned",
     "Point",
     "Tier",
     "Verdict",
@@ -31,6 +36,7 @@ __all__ = [
     "curvature_map",
     "curvature_png",
     "damage_curves",
+    "figure_png",
     "grid_heatmap",
     "heatmap_png",
     "line_plot",
@@ -41,7 +47,10 @@ __all__ = [
     "pareto_png",
     "plane_plot",
     "plane_png",
+    "plot",
     "render",
+    "render_index",
+    "render_study",
     "scoreboard",
     "spectrum_plot",
     "spectrum_png",
@@ -51,4 +60,5 @@ __all__ = [
     "waterfall_plot",
     "waterfall_png",
     "write_report",
+    "write_site",
 ]

@@ -80,7 +80,7 @@ def grid_heatmap(profile: Profile, plans: Sequence[Plan] = ()) -> go.Figure:
         ([i == j for j in range(len(maps))] + [True] * len(marks), {"title.text": title})
         for i, title in enumerate(titles)
     ]
-    figure = _map([*maps, *marks], sites, columns, top=92)
+    figure = lay_out_map([*maps, *marks], sites, columns, top=92)
     title = {"text": titles[0], "font": {"size": 13}, "x": 0.5, "xref": "paper", "xanchor": "center"}
     figure.update_layout(
         title={**title, "y": 1, "yanchor": "top"},
@@ -93,7 +93,9 @@ def grid_heatmap(profile: Profile, plans: Sequence[Plan] = ()) -> go.Figure:
     return figure
 
 
-def _map(traces: Sequence[Any], names: Sequence[str], columns: Sequence[str], top: int, title: str = "") -> go.Figure:
+def lay_out_map(
+    traces: Sequence[Any], names: Sequence[str], columns: Sequence[str], top: int, title: str = ""
+) -> go.Figure:
     """Lay out layers down and columns across, `top` pixels below the upper edge."""
     figure = go.Figure(traces, canvas(len(names) * row_pixels(len(names)) + top + 36))
     figure.update_layout(
@@ -133,12 +135,12 @@ def _damage_map(table: DamageTable, order: Sequence[int], visible: bool) -> go.H
         xgap=1,
         ygap=1,
         name=plot_text(table.predictor),
-        colorbar=_colorbar(shown if floor else None),
+        colorbar=color_bar(shown if floor else None),
         showlegend=False,
     )
 
 
-def _colorbar(logarithms: Sequence[Sequence[float]] | None) -> dict[str, Any]:
+def color_bar(logarithms: Sequence[Sequence[float]] | None) -> dict[str, Any]:
     """Describe a slim bar above the map; ticks are powers of ten, or 1-2-5 within less than two decades."""
     bar: dict[str, Any] = {
         "orientation": "h",
@@ -240,7 +242,7 @@ def curvature_map(geometry: ModelGeometry, plans: Sequence[Plan] = ()) -> go.Fig
         ([i == j for j in range(len(maps))] + [True] * len(marks), {"title.text": measure.title})
         for i, measure in enumerate(measures)
     ]
-    figure = _map([*maps, *marks], sites, columns, top=112, title="bits per weight (codes)" if plans else "")
+    figure = lay_out_map([*maps, *marks], sites, columns, top=112, title="bits per weight (codes)" if plans else "")
     title = {"text": measures[0].title, "font": {"size": 13}, "x": 0.5, "xref": "paper", "xanchor": "center"}
     figure.update_layout(
         title={**title, "y": 1, "yanchor": "top"},
@@ -284,7 +286,7 @@ def _measure_map(geometry: ModelGeometry, measure: Measure, columns: Sequence[st
         xgap=1,
         ygap=1,
         name=measure.title,
-        colorbar=_colorbar([known] if floor and known else None),
+        colorbar=color_bar([known] if floor and known else None),
         showlegend=False,
     )
 
@@ -318,7 +320,7 @@ def bits_heatmap(plans: Sequence[Plan]) -> go.Figure:
         ygap=1,
     )
     title, ticks = _plan_ticks(labels)
-    return _map([cells], names, ticks, top=66, title=title)
+    return lay_out_map([cells], names, ticks, top=66, title=title)
 
 
 def _bits_hover(plans: Sequence[Plan], names: Sequence[str], labels: Sequence[str]) -> list[list[str]]:

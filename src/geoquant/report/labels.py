@@ -95,6 +95,28 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def number(value: float | str | None, deviation: float | None = None) -> str:
+    """Write any value of a study: integers and large numbers whole, others with four digits, a spread with two.
+
+    >>> number(12345), number(0.123456), number("int4"), number(None), number(98.147, 0.0712)
+    ('12,345', '0.1235', 'int4', '–', '98.15 ± 0.071')
+    """
+    if value is None or isinstance(value, str):
+        return value or "–"
+    large = 1e4 <= abs(value) < 1e15
+    text = f"{value:,.0f}" if isinstance(value, int) or large else f"{value:.4g}"
+    return (text if deviation is None else f"{text} ± {deviation:.2g}").replace("-", "−")
+
+
+def counted(number: int, noun: str) -> str:
+    """Write how many there are.
+
+    >>> counted(1, "plan"), counted(1200, "cell")
+    ('1 plan', '1,200 cells')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def measured(value: float, stderr: float, digits: int) -> str:
     """Write a value with its standard error.
 
@@ -107,8 +129,8 @@ def measured(value: float, stderr: float, digits: int) -> str:
 def duration(seconds: float) -> str:
     """Write a wall time.
 
-    >>> duration(0.0004), duration(0.042), duration(3.14), duration(250)
-    ('< 1 ms', '42 ms', '3.1 s', '4 min 10 s')
+    >>> duration(0.0004), duration(0.042), duration(3.14), duration(250), duration(7500)
+    ('< 1 ms', '42 ms', '3.1 s', '4 min 10 s', '2 h 5 min')
     """
     if 0 < seconds < 0.001:
         return "< 1 ms"
@@ -116,6 +138,9 @@ def duration(seconds: float) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
+    if seconds >= 7200:
+        hours, minutes = divmod(round(seconds / 60), 60)
+        return f"{hours:,} h {minutes} min"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 import geoquant
@@ -24,7 +22,8 @@ from geoquant.recovery import Trace
 from geoquant.report import geometry_panels, panels, tables
 from geoquant.report.basin_panels import diagnosis_view
 from geoquant.report.heatmaps import check_plans, measures_of
-from geoquant.report.labels import percent, plan_labels
+from geoquant.report.labels import counted, percent, plan_labels
+from geoquant.report.pages import Fact, fill
 from geoquant.report.palette import is_uniform
 from geoquant.report.recovery_panels import trace_panel
 from geoquant.report.sweep import Point
@@ -33,14 +32,6 @@ from geoquant.report.waterfall import Waterfall
 from geoquant.sensitivity import Profile
 
 CLOSE_TO_FLOAT = 0.01
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A name and what it is."""
-
-    name: str
-    value: str
 
 
 def render(
@@ -80,7 +71,6 @@ def render(
     float_bytes = float_point.bytes if float_point is not None else uniform_plan(profile.inventory, "fp32").bytes
     content: dict[str, Any] = {
         "title": title,
-        "version": geoquant.__version__,
         "done": _done(profile, plans, points),
         "verdict": verdict(points),
         "facts": _facts(profile, plans, points, float_point, float_bytes),
@@ -100,7 +90,7 @@ def render(
         "provenance": _provenance(profile, notes or {}, command),
         "plotly": get_plotlyjs(),
     }
-    return _environment().get_template("report.html.j2").render(content)
+    return fill("report.html.j2", content)
 
 
 def write_report(
@@ -141,26 +131,16 @@ def write_report(
     return target
 
 
-def _environment() -> Environment:
-    """Escape everything; a name that the template misspells is an error."""
-    loader = PackageLoader("geoquant.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _done(profile: Profile, plans: Sequence[Plan], points: Sequence[Point]) -> str:
     """Say in one sentence what was done."""
     samples = max(table.samples for table in profile.tables)
     text = (
-        f"{_count(len(profile.tables[0].sites), 'layer')} with {profile.inventory.weights:,} weights, profiled on "
-        f"{_count(len(profile.grids), 'grid')} by {_count(len(profile.tables), 'predictor')}"
+        f"{counted(len(profile.tables[0].sites), 'layer')} with {profile.inventory.weights:,} weights, profiled on "
+        f"{counted(len(profile.grids), 'grid')} by {counted(len(profile.tables), 'predictor')}"
     )
-    text += f" over {_count(samples, 'calibration sample')}" if samples else " without data"
-    parts = [_count(len(plans), "plan")] if plans else []
-    parts += [f"{_count(len(points), 'point')} evaluated"] if points else []
+    text += f" over {counted(samples, 'calibration sample')}" if samples else " without data"
+    parts = [counted(len(plans), "plan")] if plans else []
+    parts += [f"{counted(len(points), 'point')} evaluated"] if points else []
     return f"{text}; {', '.join(parts)}." if parts else f"{text}."
 
 

@@ -19,6 +19,7 @@ from geoquant.report.axes import by_width
 from geoquant.report.figures import FEW_LAYERS, cost, damage_curves, pareto
 from geoquant.report.heatmaps import bits_heatmap, grid_heatmap
 from geoquant.report.labels import percent, plan_labels, quantity, unit_text
+from geoquant.report.pages import File
 from geoquant.report.sweep import Point
 from geoquant.sensitivity import Profile
 
@@ -35,6 +36,7 @@ class Panel:
         choose: what the figure's menu chooses between, as a word for its label.
         layers: names to offer for highlighting; none offers nothing.
         tables: the numbers.
+        files: the figure and its numbers, beside the page.
     """
 
     key: str
@@ -45,6 +47,7 @@ class Panel:
     tables: tuple[tables.Table, ...]
     choose: str = "Predictor"
     layers: tuple[str, ...] = ()
+    files: tuple[File, ...] = ()
 
     @property
     def choices(self) -> tuple[str, ...]:

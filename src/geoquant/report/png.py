@@ -34,13 +34,15 @@ from geoquant.report.basin_figures import (
 )
 from geoquant.report.geometry_figures import CANCELLED, TOTAL, spectrum_curve
 from geoquant.report.heatmaps import MEASURES, WIDEST_CODE, check_plans
-from geoquant.report.labels import plan_labels, short_names, unit_text
+from geoquant.report.labels import plan_labels, short_names, shorten, unit_text
 from geoquant.report.palette import MATPLOTLIB_DASHES, MATPLOTLIB_MARKERS, OKABE_ITO, SYMBOLS, series, styles
 from geoquant.report.sweep import Point
 from geoquant.report.waterfall import Waterfall
 from geoquant.sensitivity import Profile
 
 DPI = 200
+LABEL = 34  # characters of a tick label
+ASKEW = 40  # characters of all labels along x together, from which on they stand askew
 
 
 def pareto_png(points: Sequence[Point], path: Path | str, float_point: Point | None = None) -> Path:
@@ -79,7 +81,7 @@ def pareto_png(points: Sequence[Point], path: Path | str, float_point: Point | N
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small", loc="lower right")
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def heatmap_png(
@@ -108,12 +110,12 @@ def heatmap_png(
         marker = MATPLOTLIB_MARKERS[SYMBOLS[index % len(SYMBOLS)]]
         x, y = [x for x, _ in cells], [y for _, y in cells]
         axes.scatter(x, y, marker=marker, s=26, c="white", edgecolors="black", label=label)
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(table.sites)), short_names(table.sites, 34), fontsize="small")
+    name_places(axes, columns)
+    axes.set_yticks(range(len(table.sites)), short_names(table.sites, LABEL), fontsize="small")
     figure.colorbar(image, ax=axes, label=f"{table.predictor} ({unit_text(table.unit)})")
     if plans:
         figure.legend(loc="outside upper center", ncols=min(3, len(plans)), frameon=False, fontsize="small")
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def curvature_png(geometry: ModelGeometry, path: Path | str, plans: Sequence[Plan] = ()) -> Path:
@@ -142,13 +144,13 @@ def curvature_png(geometry: ModelGeometry, path: Path | str, plans: Sequence[Pla
         marker = MATPLOTLIB_MARKERS[SYMBOLS[index % len(SYMBOLS)]]
         x = [bits[name] + shift for name in names]
         axes.scatter(x, range(len(names)), marker=marker, s=26, c="white", edgecolors="black", label=label)
-    axes.set_yticks(range(len(names)), short_names(names, 34), fontsize="small")
+    axes.set_yticks(range(len(names)), short_names(names, LABEL), fontsize="small")
     axes.set_xlabel(f"bits per weight (codes; {WIDEST_CODE} stands for all wider ones)")
     axes.xaxis.set_visible(bool(plans))
     figure.colorbar(image, ax=axes, label=measure.title)
     if plans:
         figure.legend(loc="outside upper center", ncols=min(3, len(plans)), frameon=False, fontsize="small")
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def spectrum_png(spectrum: Spectrum, path: Path | str) -> Path:
@@ -167,8 +169,8 @@ def spectrum_png(spectrum: Spectrum, path: Path | str) -> Path:
     axes.set_yscale("log")
     axes.set_xlabel("eigenvalue of the Hessian (nats per squared weight unit)")
     axes.set_ylabel("share of eigenvalues per unit")
-    _plain(axes)
-    return _save(figure, path)
+    plain_axes(axes)
+    return save_picture(figure, path)
 
 
 def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
@@ -180,7 +182,7 @@ def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
     names, sizes = list(fall.contributions), list(fall.contributions.values())
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     estimate = fall.tiers[1].mean or 0.0
-    rows = [*short_names(names, 34), CANCELLED, TOTAL]
+    rows = [*short_names(names, LABEL), CANCELLED, TOTAL]
     colors = [OKABE_ITO[0]] * len(names) + ["#8c8c8c", OKABE_ITO[1]]
     figure = Figure(figsize=(7.2, 2.6 + 0.24 * len(rows)), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=(1.2, 0.6 + 0.24 * len(rows)))
@@ -197,7 +199,7 @@ def waterfall_png(fall: Waterfall, path: Path | str) -> Path:
     for axes in (above, below):
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
 def line_png(line: Line, path: Path | str) -> Path:
@@ -224,8 +226,8 @@ def line_png(line: Line, path: Path | str) -> Path:
     axes.set_yscale("log")
     axes.set_xlabel(STEPS)
     axes.set_ylabel(RISE)
-    _plain(axes)
-    return _save(figure, path)
+    plain_axes(axes)
+    return save_picture(figure, path)
 
 
 def plane_png(plane: Plane, path: Path | str) -> Path:
@@ -253,16 +255,24 @@ def plane_png(plane: Plane, path: Path | str) -> Path:
     axes.set_xlabel(STEPS)
     axes.set_ylabel("across, grid steps")
     figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
-    return _save(figure, path)
+    return save_picture(figure, path)
 
 
-def _plain(axes: Axes) -> None:
+def name_places(axes: Axes, names: Sequence[str]) -> None:
+    """Label the places 0, 1, … along x; many or long names stand askew."""
+    askew = sum(map(len, names)) > ASKEW
+    turn: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor", "fontsize": "small"}
+    axes.set_xticks(range(len(names)), [shorten(name, LABEL) for name in names], **(turn if askew else {}))
+
+
+def plain_axes(axes: Axes) -> None:
+    """Draw a fine grid and no box, and name what is drawn."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize="small")
 
 
-def _save(figure: Figure, path: Path | str) -> Path:
+def save_picture(figure: Figure, path: Path | str) -> Path:
     """Write the picture, whole or not at all; the same figure gives the same bytes."""
     target = Path(path)
     FigureCanvasAgg(figure)

@@ -16,6 +16,8 @@ from geoquant.report.sweep import Point
 from geoquant.report.verdict import scoreboard
 from geoquant.sensitivity import DamageTable, Profile
 
+LONG = 48  # characters of a cell that wraps
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -40,6 +42,14 @@ class Table:
     columns: tuple[str, ...]
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def prose(self) -> tuple[bool, ...]:
+        """Which columns hold sentences, and therefore wrap."""
+        return tuple(
+            name in ("why", "how") or any(len(row[place].text) > LONG for row in self.rows)
+            for place, name in enumerate(self.columns)
+        )
 
 
 def number_cell(value: float | None, text: str) -> Cell:

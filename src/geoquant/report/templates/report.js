@@ -63,6 +63,7 @@
       for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
     };
     for (const [name, value] of Object.entries({ width: 28, height: 12, "aria-hidden": "true" })) svg.setAttribute(name, value);
+    if (trace.type === "bar") put("path", { d: "M8 0h12v12H8z", fill: trace.marker.color });
     if (/lines/.test(trace.mode)) {
       put("path", { d: "M0 6h28", stroke: trace.line.color, "stroke-width": 2, "stroke-dasharray": DASH[trace.line.dash] || "none" });
     }
@@ -173,6 +174,22 @@
       header.querySelector("button").addEventListener("click", () => sort(table, column, header));
     });
   }
+
+  // Claims by verdict: a row whose verdict is not ticked is hidden, and the count is said aloud.
+  function filter(group) {
+    const rows = [...document.getElementById(group.dataset.filters).tBodies[0].rows];
+    const boxes = [...group.querySelectorAll("input")];
+    const apply = () => {
+      const wanted = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
+      for (const row of rows) row.hidden = !wanted.has(row.dataset.verdict);
+      const shown = rows.filter((row) => !row.hidden).length;
+      group.querySelector("[role=status]").textContent = shown === rows.length ? "" : `${shown} of ${rows.length} shown`;
+    };
+    group.hidden = boxes.length < 2;
+    group.addEventListener("change", apply);
+    apply();
+  }
+  document.querySelectorAll("[data-filters]").forEach(filter);
 
   Promise.all([...document.querySelectorAll("figure")].map(draw)).then(() => {
     document.documentElement.dataset.ready = "true";
