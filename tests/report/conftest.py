@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from torch import nn
 
+from browsing import Visit, open_page
 from geoquant.evaluation import Mean
 from geoquant.models import Inventory, take_inventory
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
@@ -148,3 +151,18 @@ def browser() -> Iterator[object]:
         chromium = playwright.chromium.launch(executable_path=path, args=arguments, timeout=600_000)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def visit(browser) -> Iterator[Callable[..., Visit]]:
+    """Open pages, each in a context of its own."""
+    contexts = []
+
+    def visit_page(path: Path, **options: Any) -> Visit:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        return open_page(context, path)
+
+    yield visit_page
+    for context in contexts:
+        context.close()

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from browsing import DARK_INK, DESKTOP, LIGHT_INK, PHONE, Visit, drawn, text_colours, until
 from geoquant.report import write_report
 from geoquant.report.labels import shorten
 
-PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
-DESKTOP = {"viewport": {"width": 1200, "height": 900}}
-LIGHT_INK, DARK_INK = "rgb(27, 31, 36)", "rgb(231, 234, 238)"
 # Characters that mean something to HTML, to plotly and to JavaScript; a dot would start a submodule.
 HOSTILE = "<img src=x onerror=alert()>&\"'</script>%{x}"
-
-
-@dataclass
-class Visit:
-    """An open page and what it complained about or asked for."""
-
-    page: Any
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture(scope="module")
@@ -38,58 +24,9 @@ def full(tmp_path_factory, profile, plans, points, float_point) -> Path:
 
 
 @pytest.fixture(scope="module")
-def visit(browser) -> Iterator[Callable[..., Visit]]:
-    contexts = []
-
-    def open_page(path: Path, **options: Any) -> Visit:
-        context = browser.new_context(**options)
-        contexts.append(context)
-        page = context.new_page()
-        result = Visit(page)
-        page.on("console", lambda message: result.complaints.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: result.complaints.append(str(error)))
-        page.on("request", lambda request: result.requests.append(request.url))
-        page.set_default_timeout(600_000)  # a busy machine is slow, and slow is not wrong
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-ready]")
-        return result
-
-    yield open_page
-    for context in contexts:
-        context.close()
-
-
-@pytest.fixture(scope="module")
 def desk(visit, full: Path) -> Visit:
     """One page that several tests share; each leaves it usable for the next."""
     return visit(full, color_scheme="light", **DESKTOP)
-
-
-def until(page: Any, expression: str) -> None:
-    """Wait for a condition; playwright's own way needs `eval`, which the page forbids."""
-    for _ in range(6000):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never true: {expression}")
-
-
-def drawn(page: Any) -> dict[str, int]:
-    """Count what each plot has drawn."""
-    return dict(
-        page.evaluate(
-            """[...document.querySelectorAll(".plot")].map(plot => [
-                plot.closest("figure").id,
-                plot.querySelectorAll(".scatterlayer .trace path, .heatmaplayer image, .barlayer path").length,
-            ])"""
-        )
-    )
-
-
-def text_colours(page: Any) -> set[str]:
-    """Return the colours of the tick labels of all plots."""
-    ticks = "document.querySelectorAll('.plot .xtick text, .plot .ytick text')"
-    return set(page.evaluate(f"[...{ticks}].map(text => getComputedStyle(text).fill)"))
 
 
 def test_every_plot_is_drawn_without_complaint_or_request(desk: Visit, full: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -14,8 +14,21 @@ from geoquant.cli.app import app
 from geoquant.cli.inputs import AsJson, say, show
 from geoquant.cluster import Cluster
 from geoquant.errors import StudyError
+from geoquant.findings import StudyFindings, Verdict
 from geoquant.plan import align
-from geoquant.study import PRESETS, STUDIES, Preset, RunReport, Store, Study, run_study
+from geoquant.report import Planned, write_site
+from geoquant.study import (
+    PRESETS,
+    STUDIES,
+    Preset,
+    RunReport,
+    Store,
+    Study,
+    fullest,
+    gather,
+    results,
+    run_study,
+)
 
 study_app = typer.Typer(no_args_is_help=True, help="Run the experiments of the sources, and read what came of them.")
 app.add_typer(study_app, name="study")
@@ -26,6 +39,7 @@ PresetOption = Annotated[
     str, typer.Option(help="quick (minutes on two cores), laptop (the sources' scale), full (wants a GPU).")
 ]
 FOLDER = Path("geoquant-studies")
+SITE = Path("geoquant-site")
 
 
 @study_app.command("list")
@@ -112,3 +126,62 @@ def _preset(word: str) -> Preset:
         if preset == word:
             return preset
     raise StudyError(f"there is no preset '{word}'; choose one of {', '.join(PRESETS)}")
+
+
+@study_app.command("report")
+def report_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Studies to report; all that have results if none.")
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Whose cells; of each study the fullest preset that has results if not given.")
+    ] = None,
+    site: Annotated[Path, typer.Option(help="Folder to write: index.html, and a folder for each study.")] = SITE,
+    output: Output = FOLDER,
+    as_json: AsJson = False,
+) -> None:
+    """Write a page for each study, and an index of all claims with what was measured and a verdict.
+
+    Each page is one file that needs no network. Beside it lie its figures as PNG and its data as CSV and parquet.
+
+    Examples: `geoquant study report`
+
+    `geoquant study report digits-depth --preset quick --output results/ --site out/`
+    """
+    wanted = None if preset is None else _preset(preset)
+    asked = [(study, _begun(study, wanted, output)) for study in map(STUDIES.__getitem__, names or STUDIES.names())]
+    ready = [(study, found) for study, found in asked if found is not None]
+    left = [study for study, found in asked if found is None]
+    if left and (names or not ready):
+        command = f"{left[0].command(wanted or 'quick')} --output {output}"
+        raise StudyError(f"no cell of '{left[0].name}' is finished in {output}; run `{command}` first")
+    with progress.shown():
+        findings = [gather(study, found, output) for study, found in ready]
+        planned = [Planned(study.name, study.title, study.question, study.command("quick")) for study in left]
+        index = write_site(site, findings, planned)
+    document = {
+        "index": str(index),
+        "studies": [
+            {"name": one.name, "preset": one.preset, "claims": [asdict(claim) for claim in one.claims]}
+            for one in findings
+        ],
+        "not_run": [study.name for study in left],
+    }
+    show(_report_text(findings, index), document, as_json)
+
+
+def _begun(study: Study, preset: Preset | None, output: Path) -> Preset | None:
+    """Return the preset to report, or None when no cell of it is finished."""
+    if preset is None:
+        return fullest(study, output)
+    return preset if len(results(study, preset, output)) else None
+
+
+def _report_text(findings: list[StudyFindings], index: Path) -> str:
+    verdicts: tuple[str, ...] = get_args(Verdict)
+    rows = [("study", "preset", "cells", *verdicts)]
+    for one in findings:
+        given = [claim.verdict for claim in one.claims]
+        counts = [str(given.count(verdict)) for verdict in get_args(Verdict)]
+        rows.append((one.name, one.preset, str(len(one.cells)), *counts))
+    return f"{align(rows, (False, False, True, *(True for _ in verdicts)))}\n\nreport: {index.resolve()}"

@@ -27,7 +27,7 @@ def row_pixels(rows: int) -> int:
     >>> row_pixels(2), row_pixels(20), row_pixels(200)
     (60, 24, 17)
     """
-    return max(24, 120 // rows) if rows <= 60 else 17
+    return max(24, 120 // max(rows, 1)) if rows <= 60 else 17
 
 
 def layer_axis(names: Sequence[str]) -> dict[str, Any]:

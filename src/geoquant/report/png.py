@@ -78,8 +78,7 @@ def pareto_png(points: Sequence[Point], path: Path | str, float_point: Point | N
     axes.set_xlabel("bytes on disk")
     axes.set_ylabel("accuracy (%)")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain_axes(axes)
     axes.legend(frameon=False, fontsize="small", loc="lower right")
     return save_picture(figure, path)
 
@@ -170,6 +169,7 @@ def spectrum_png(spectrum: Spectrum, path: Path | str) -> Path:
     axes.set_xlabel("eigenvalue of the Hessian (nats per squared weight unit)")
     axes.set_ylabel("share of eigenvalues per unit")
     plain_axes(axes)
+    axes.legend(frameon=False, fontsize="small")
     return save_picture(figure, path)
 
 
@@ -227,6 +227,7 @@ def line_png(line: Line, path: Path | str) -> Path:
     axes.set_xlabel(STEPS)
     axes.set_ylabel(RISE)
     plain_axes(axes)
+    axes.legend(frameon=False, fontsize="small")
     return save_picture(figure, path)
 
 
@@ -266,10 +267,9 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
 
 
 def plain_axes(axes: Axes) -> None:
-    """Draw a fine grid and no box, and name what is drawn."""
+    """Draw a fine grid and no box."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
 
 
 def save_picture(figure: Figure, path: Path | str) -> Path:

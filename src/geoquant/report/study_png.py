@@ -48,8 +48,6 @@ def _axes(figure: Figure) -> Picture:
     axes.set_xscale("log" if figure.log_x and places is None and figure.kind in ("lines", "scatter") else "linear")
     axes.set_yscale("log" if floor is not None else "linear")
     plain_axes(axes)
-    if (legend := axes.get_legend()) is not None:
-        legend.remove()
     if len(figure.series) > 1:
         picture.legend(
             loc="outside upper center", ncols=min(COLUMNS, len(figure.series)), frameon=False, fontsize="small"
@@ -124,15 +122,23 @@ def _map(figure: Figure) -> Picture:
     size = (2.4 + 0.6 * len(columns), 1.8 + 0.28 * len(values))
     picture = Picture(figsize=size, layout="constrained")
     axes = picture.add_subplot()
-    image = axes.imshow(values, cmap="cividis_r", aspect="auto")
+    if values.size:
+        image = axes.imshow(values, cmap="cividis_r", aspect="auto")
+        picture.colorbar(image, ax=axes, label=figure.colour)
     name_places(axes, columns)
     axes.set_yticks(range(len(values)), short_names([each.name for each in figure.series], LABEL), fontsize="small")
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
     if len(columns) <= FEW_COLUMNS:
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for row, column in np.argwhere(~np.isnan(values)).tolist():
-            ink = "white" if values[row, column] > middle else "black"
-            axes.text(column, row, number(values[row, column]), ha="center", va="center", fontsize="x-small", color=ink)
-    picture.colorbar(image, ax=axes, label=figure.colour)
+        _write_values(axes, values)
     return picture
+
+
+def _write_values(axes: Axes, values: Any) -> None:
+    """Write each value into its cell, light on dark."""
+    known_cells = np.argwhere(~np.isnan(values)).tolist()
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2 if known_cells else 0.0
+    for row, column in known_cells:
+        ink = "white" if values[row, column] > middle else "black"
+        text = number(values[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize="x-small", color=ink)
