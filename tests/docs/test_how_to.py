@@ -33,9 +33,6 @@ def alone(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_code_runs_and_prints_what_the_page_says(page: str, alone: None) -> None:
-    if page == "how-to-language-model":
-        pytest.importorskip("transformers")
-        pytest.importorskip("compressed_tensors")
     source = DOCS / f"{page}.md"
     text = source.read_text(encoding="utf-8")
     names: dict[str, object] = {"__name__": page}

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import geoquant
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.ipynb"
@@ -32,8 +30,6 @@ def test_the_committed_copy_shows_what_came_out() -> None:
 
 
 def test_it_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    for needed in ("nbclient", "ipykernel"):
-        pytest.importorskip(needed)
     copy = tmp_path / "tutorial.ipynb"
     copy.write_text(TUTORIAL.read_text(encoding="utf-8"), encoding="utf-8")
     places = ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
