@@ -13,6 +13,7 @@ from geoquant.findings import Figure, Series
 from geoquant.report import figure_png, plot
 from geoquant.report.palette import OKABE_ITO
 from geoquant.report.study_panels import MOST_ROWS, figure_panel, figure_table
+from geoquant.report.study_png import draw
 from studies import BARS, DAMAGE, FIGURES, HEATMAP, LINES, SCATTER, STACKED
 
 
@@ -103,6 +104,15 @@ def test_pictures_show_every_series(figure: Figure, tmp_path: Path) -> None:
     else:
         wanted = OKABE_ITO[: sum(series.name != "uniform" for series in figure.series)]
         assert {rgb(colour) for colour in wanted} <= found
+
+
+def test_pictures_name_every_place_along_x() -> None:
+    for figure, wanted in ((BARS, BARS.series[0].x), (STACKED, ("mlp", "cnn")), (HEATMAP, ("uniform", "geoquant"))):
+        axes = draw(figure).axes[0]
+        assert tuple(label.get_text() for label in axes.get_xticklabels()) == wanted
+    assert draw(DAMAGE).axes[0].get_yscale() == "log"
+    assert draw(SCATTER).axes[0].get_xscale() == "log"
+    assert draw(LINES).axes[0].get_xscale() == draw(LINES).axes[0].get_yscale() == "linear"
 
 
 def test_stacks_stand_on_each_other(tmp_path: Path) -> None:

@@ -267,7 +267,8 @@ def name_places(axes: Axes, names: Sequence[str]) -> None:
 
 
 def plain_axes(axes: Axes) -> None:
-    """Draw a fine grid and no box."""
+    """Draw a fine grid below everything, and no box."""
+    axes.set_axisbelow(True)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -19,7 +19,7 @@ from geoquant.report.labels import number, plot_text
 from geoquant.report.palette import SCALE, Style, styles
 
 HEIGHT = 460
-MAP_TOP = 92  # pixels for the colour bar and its title
+MAP_TOP = 112  # pixels for the colour bar and the titles
 FEW_COLUMNS = 12  # up to which a map shows its values
 FEW_POINTS = 40  # up to which a line shows its markers
 

@@ -25,7 +25,12 @@ def figure_png(figure: Figure, path: Path | str) -> Path:
     Raises:
         OutputError: the file cannot be written.
     """
-    return save_picture(_map(figure) if figure.kind == "heatmap" else _axes(figure), path)
+    return save_picture(draw(figure), path)
+
+
+def draw(figure: Figure) -> Picture:
+    """Return the picture before it is written."""
+    return _map(figure) if figure.kind == "heatmap" else _axes(figure)
 
 
 def _axes(figure: Figure) -> Picture:
@@ -45,8 +50,10 @@ def _axes(figure: Figure) -> Picture:
         name_places(axes, places or tuple(number(x) for x in _numbers(figure)))
     axes.set_xlabel(figure.x)
     axes.set_ylabel(figure.y)
-    axes.set_xscale("log" if figure.log_x and places is None and figure.kind in ("lines", "scatter") else "linear")
-    axes.set_yscale("log" if floor is not None else "linear")
+    if figure.log_x and places is None and figure.kind in ("lines", "scatter"):
+        axes.set_xscale("log")
+    if floor is not None:
+        axes.set_yscale("log")
     plain_axes(axes)
     if len(figure.series) > 1:
         picture.legend(

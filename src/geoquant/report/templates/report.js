@@ -69,7 +69,8 @@
     }
     if (/markers/.test(trace.mode)) {
       const marker = trace.marker;
-      const shape = MARK[marker.symbol] || MARK.circle;
+      const symbol = [marker.symbol].flat().find((one) => !/-open$/.test(one));
+      const shape = MARK[symbol] || MARK.circle;
       const outline = (marker.line && marker.line.color) || "none";
       put("path", { d: shape, fill: marker.color || trace.line.color, stroke: outline, "stroke-width": 1.3 });
     }
