@@ -60,7 +60,7 @@ class Cluster:
             try:
                 self._ray.init(**options)
             except Exception as error:
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = _first_line(error)
                 raise ClusterError(f"no Ray cluster answers at '{self.address}' ({reason}); try 'local'") from error
             self._started = True
         return self
@@ -90,6 +90,7 @@ class Cluster:
             retries: of a lost worker; what `function` raises is never tried again.
 
         Raises:
+            ClusterError: workers cannot import what they should run, or the cluster broke down.
             Whatever `function` raises.
         """
         sent = self._ray.put(shared)
@@ -112,9 +113,14 @@ class Cluster:
         try:
             return self._ray.get(reference)
         except exceptions.RayTaskError as error:
+            if isinstance(error.cause, exceptions.RaySystemError):
+                reason = _first_line(error.cause)
+                raise ClusterError(f"a worker cannot load its work ({reason}); install it on every node") from error
             raise error.cause if isinstance(error.cause, Exception) else error from error
+        except exceptions.RaySystemError as error:
+            raise ClusterError(f"the Ray cluster broke down ({_first_line(error)}); start it again") from error
         except exceptions.RayError as error:
-            return Lost(str(error).strip().splitlines()[0])
+            return Lost(_first_line(error))
 
     def map(
         self, function: Callable[[Any, Any], Any], shared: Any, items: Sequence[Any], code: Iterable[ModuleType] = ()
@@ -171,6 +177,10 @@ def _options(reserved: Mapping[str, float]) -> dict[str, Any]:
     own: dict[str, Any] = {name: amount for name, amount in reserved.items() if name in _OWN_OPTIONS}
     rest = {name: amount for name, amount in reserved.items() if name not in _OWN_OPTIONS}
     return own | ({"resources": rest} if rest else {})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _import_ray() -> Any:
