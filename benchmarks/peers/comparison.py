@@ -72,6 +72,8 @@ def grid_name(layer: LayerFormat) -> str:
     """
     if layer.bits in (16, 32):
         return f"fp{layer.bits}"
+    if layer.bits in (1, 1.6):
+        return "binary" if layer.bits == 1 else "ternary"
     group = "" if layer.group is None else f":group{layer.group}"
     return f"int{layer.bits}:narrow{group}:maxabs"
 

@@ -16,6 +16,7 @@ import time
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ class LayerFormat:
     """How one weight matrix is stored.
 
     Attributes:
-        bits: width of a code; 16 or 32 is a layer left in float, which has no scale.
+        bits: width of a code; 16 or 32 is a layer left in float, which has no scale; 1.6 for ternary codes, of which
+            five share a byte.
         group: weights that share a scale; None for a whole output channel.
         offsets: numbers of 16 bits stored beside each scale (zero point or shift).
     """
 
-    bits: int
+    bits: float
     group: int | None = None
     offsets: int = 0
 
@@ -46,11 +48,13 @@ def stored_bits(shape: tuple[int, int], layer: LayerFormat) -> int:
     192
     >>> stored_bits((4, 8), LayerFormat(3, group=4, offsets=1))
     352
+    >>> stored_bits((4, 10), LayerFormat(1.6))   # 40 ternary codes in 8 bytes
+    128
     """
     channels, fan_in = shape
     if layer.bits >= 16:
-        return channels * fan_in * layer.bits
-    codes = 8 * math.ceil(channels * fan_in * layer.bits / 8)
+        return channels * fan_in * int(layer.bits)
+    codes = 8 * math.ceil(channels * fan_in * Fraction(str(layer.bits)) / 8)
     scales = channels * math.ceil(fan_in / (layer.group or fan_in))
     return codes + SCALE_BITS * (1 + layer.offsets) * scales
 

@@ -81,6 +81,17 @@ def test_quantize_within_a_budget_is_profile_allocate_quantize(
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
 
 
+def test_a_budget_that_two_bits_and_their_scales_exceed_is_met_with_narrower_grids(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", DATA, "--average-bits", "1.9", "--output", str(tmp_path / "a"), "--json"]
+    code, out, _ = run(capsys, "quantize", MODEL, *words)
+    assert code == 0
+    document = json.loads(out)
+    assert document["average_bits"] <= 1.9
+    assert {"ternary", "binary"} & set(document["layers"].values())
+
+
 def test_rounding_and_norms_are_chosen_on_the_command_line(
     prof: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

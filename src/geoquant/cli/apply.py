@@ -43,8 +43,6 @@ from geoquant.cli.inputs import (
     show,
 )
 from geoquant.cli.measure import (
-    GRIDS,
-    PREDICTOR,
     AverageBits,
     BitOperations,
     Bytes,
@@ -61,9 +59,11 @@ from geoquant.cli.measure import (
     Predictors,
     Solver,
     Upper,
+    grids_to_measure,
     make_budget,
     measure,
     plan_document,
+    predictors_to_measure,
     read_constraints,
     solve_plan,
 )
@@ -151,8 +151,8 @@ def quantize_command(
     window: Window = None,
     images: Images = None,
     batch_size: BatchSize = None,
-    grids: Grids = GRIDS,
-    predictors: Predictors = PREDICTOR,
+    grids: Grids = None,
+    predictors: Predictors = None,
     only: Only = None,
     exclude: Exclude = None,
     solver: Solver = "milp",
@@ -206,7 +206,8 @@ def quantize_command(
         if max_drop is not None:  # too little data should say so before minutes of work
             wanted = (search_images, certify_images)
             parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed, net, window)
-        result = measure(net, batches, grids, predictors, only, exclude, seed, False, offered, activation_sites)
+        names, candidates = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net, budget)
+        result = measure(net, batches, candidates, names, only, exclude, seed, False, offered, activation_sites)
         if max_drop is not None and parts is not None:
             wishes = read_constraints(menu, lower, upper, fix, fuse)
             wishes |= {"activations": inputs, "average_activation_bits": activation_bits}

@@ -30,7 +30,7 @@ from geoquant.cli.inputs import (
     say,
     show,
 )
-from geoquant.cli.measure import GRIDS, PREDICTOR, AverageBits, Grids, measure
+from geoquant.cli.measure import AverageBits, Grids, grids_to_measure, measure, predictors_to_measure
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.report import line_png, plane_png
 from geoquant.sensitivity import Profile, profile
@@ -63,7 +63,7 @@ def diagnose_command(
     batch_size: BatchSize = None,
     task: Task = None,
     window: Window = None,
-    grids: Grids = GRIDS,
+    grids: Grids = None,
     fold_batch_norm: Fold = False,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -108,7 +108,7 @@ def _plan(
     path: Path | None,
     grid: str | None,
     fix: list[str] | None,
-    grids: str,
+    grids: str | None,
     seed: int,
 ) -> tuple[Plan, Profile | None]:
     """Return the plan to diagnose, and the profile that it was solved from, if that was measured here."""
@@ -116,8 +116,10 @@ def _plan(
         return Plan.load(path), None
     if grid is not None:
         return uniform_plan(model, grid, pairs(fix or [], "fixed grid")), None
-    result = measure(model, batches, grids, PREDICTOR, None, None, seed)
-    return allocate(result, Budget(average_bits=average_bits)), result
+    budget = Budget(average_bits=average_bits)
+    menu, predictors = grids_to_measure(grids, model, budget), predictors_to_measure(None, model)
+    result = measure(model, batches, menu, predictors, None, None, seed)
+    return allocate(result, budget), result
 
 
 def _write(

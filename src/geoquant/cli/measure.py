@@ -35,14 +35,25 @@ from geoquant.cli.inputs import (
 from geoquant.cluster import Cluster
 from geoquant.geometry import geometry_cost
 from geoquant.models import FUSED_LAYERS, inference, predict, take_inventory
-from geoquant.plan import Activations, Budget, LatencyTable, Plan, align, allocate, plan_text, summary
+from geoquant.plan import (
+    Activations,
+    Budget,
+    LatencyTable,
+    Plan,
+    align,
+    allocate,
+    plan_text,
+    summary,
+    uniform_plan,
+)
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
-    DEFAULT_PREDICTORS,
+    NARROW_GRIDS,
     PREDICTORS,
     ActivationTable,
     Profile,
     activation_cost,
+    default_predictors,
     find_activations,
     make_subject,
     profile,
@@ -50,11 +61,21 @@ from geoquant.sensitivity import (
 from geoquant.sensitivity.one_input_kl import LAYERS
 from geoquant.sensitivity.profiling import geometry_document
 
-GRIDS = ",".join(DEFAULT_GRIDS)
-PREDICTOR, ALL_PREDICTORS = DEFAULT_PREDICTORS[0], ",".join(DEFAULT_PREDICTORS)
-
-Grids = Annotated[str, typer.Option(help="Comma-separated grids to measure, such as int2,int4,int4:affine:group64.")]
-Predictors = Annotated[str, typer.Option("--predictors", help="Comma-separated predictors; the first is the default.")]
+Grids = Annotated[
+    str | None,
+    typer.Option(
+        help="Comma-separated grids to measure, such as int2,int4,int4:affine:group64. By default int2 to int8 with "
+        "scales of either sign, and binary and ternary for a budget that int2 and its scales would exceed."
+    ),
+]
+Predictors = Annotated[
+    str | None,
+    typer.Option(
+        "--predictors",
+        help="Comma-separated predictors; plans are made with the first. By default modelopt_gradient where batch "
+        "norms are corrected, else one_layer_kl; `profile` adds weight_error.",
+    ),
+]
 Only = Annotated[list[str] | None, typer.Option(help="Measure only these layers (name or `re:` pattern; repeatable).")]
 Geometry = Annotated[
     bool,
@@ -110,11 +131,26 @@ def split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def grids_to_measure(given: str | None, model: nn.Module, budget: Budget | None = None) -> tuple[str, ...]:
+    """Return the grids that were asked for, else the default ones: those of one bit too where a budget needs them."""
+    if given is not None:
+        return split(given)
+    smallest = uniform_plan(model, DEFAULT_GRIDS[0])
+    limits = () if budget is None else ((budget.average_bits, smallest.average_bits), (budget.bytes, smallest.bytes))
+    short = any(limit is not None and limit < least for limit, least in limits)
+    return (*NARROW_GRIDS, *DEFAULT_GRIDS) if short else DEFAULT_GRIDS
+
+
+def predictors_to_measure(given: str | None, model: nn.Module, activations: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the predictors that were asked for, else those that suit the model."""
+    return default_predictors(model, bool(activations)) if given is None else split(given)
+
+
 def measure(
     model: nn.Module,
     batches: Sequence[Any],
-    grids: str,
-    predictors: str,
+    grids: Sequence[str],
+    predictors: Sequence[str],
     only: list[str] | None,
     exclude: list[str] | None,
     seed: int,
@@ -124,16 +160,15 @@ def measure(
     cluster: Cluster | None = None,
 ) -> Profile:
     """Say what profiling will cost, then do it with a bar."""
-    names = split(predictors)
-    subject = make_subject(model, batches, grids=split(grids), only=only, exclude=exclude, seed=seed)
-    cost = sum(PREDICTORS[name].estimated_cost(subject) for name in names)
+    subject = make_subject(model, batches, grids=grids, only=only, exclude=exclude, seed=seed)
+    cost = sum(PREDICTORS[name].estimated_cost(subject) for name in predictors)
     more = geometry_cost(model, subject.batches, subject.sites) if geometry else 0.0
     with inference(model):
         start = time.perf_counter()
         predict(model, batches[0])
     each = (time.perf_counter() - start) * len(batches)
     say(
-        f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {', '.join(names)}: about "
+        f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {', '.join(predictors)}: about "
         f"{cost:.0f} forwards over the calibration set, some {max(cost * each, 1):.0f} s here"
     )
     if geometry:
@@ -149,9 +184,9 @@ def measure(
         options |= {"activations": activations, "activation_sites": sites}
     if cluster is not None:
         with cluster, progress.shown():
-            return profile(model, batches, grids=split(grids), predictors=names, cluster=cluster, **options)
+            return profile(model, batches, grids=grids, predictors=predictors, cluster=cluster, **options)
     with progress.shown():
-        return profile(model, batches, grids=split(grids), predictors=names, **options)
+        return profile(model, batches, grids=grids, predictors=predictors, **options)
 
 
 def profile_text(result: Profile) -> str:
@@ -192,8 +227,8 @@ def profile_command(
     window: Window = None,
     images: Images = None,
     batch_size: BatchSize = None,
-    grids: Grids = GRIDS,
-    predictors: Predictors = ALL_PREDICTORS,
+    grids: Grids = None,
+    predictors: Predictors = None,
     only: Only = None,
     exclude: Exclude = None,
     fold_batch_norm: Fold = False,
@@ -220,7 +255,8 @@ def profile_command(
     assert batches is not None
     offered = split(activation_grids or "")
     workers = None if ray is None else Cluster(ray, jobs)
-    result = measure(net, batches, grids, predictors, only, exclude, seed, geometry, offered, activation_sites, workers)
+    chosen, menu = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net)
+    result = measure(net, batches, menu, chosen, only, exclude, seed, geometry, offered, activation_sites, workers)
     path = result.save(output)
     say(f"wrote {path}")
     document: dict[str, Any] = {"path": str(path), "cost": result.cost}

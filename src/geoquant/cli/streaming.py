@@ -13,6 +13,7 @@ from geoquant.cli.inputs import CALIBRATION_WINDOWS, read_batches, say
 from geoquant.cli.measure import make_budget, split
 from geoquant.models import is_pretrained_folder
 from geoquant.plan import Plan, allocate
+from geoquant.sensitivity import DEFAULT_GRIDS
 from geoquant.streaming import Checkpoint, make_skeleton, profile_folder, quantize_folder
 
 Stream = Annotated[
@@ -36,7 +37,12 @@ def refuse(folder: str, **given: Any) -> None:
 
 
 def stream_plan(
-    folder: str, task: str | None, plan: Path | None, grids: str, limits: Sequence[Any], constraints: dict[str, Any]
+    folder: str,
+    task: str | None,
+    plan: Path | None,
+    grids: str | None,
+    limits: Sequence[Any],
+    constraints: dict[str, Any],
 ) -> Plan:
     """Read the plan that was given, or measure weight errors and solve."""
     if plan is not None:
@@ -45,7 +51,7 @@ def stream_plan(
         return Plan.load(plan)
     budget = make_budget(*limits)
     with progress.shown():
-        profile = profile_folder(folder, grids=split(grids), task=task)
+        profile = profile_folder(folder, grids=DEFAULT_GRIDS if grids is None else split(grids), task=task)
     say(f"measured weight errors of {len(profile.inventory.sites)} layers in {profile.seconds[0]:.0f} s")
     return allocate(profile, budget, **constraints)
 

@@ -2,6 +2,7 @@
 
 from geoquant.sensitivity.caq import Caq, LayerConstants, caq_constants, composed_log_error
 from geoquant.sensitivity.condition_number import ConditionNumber
+from geoquant.sensitivity.defaults import DEFAULT_GRIDS, NARROW_GRIDS, default_predictors
 from geoquant.sensitivity.delta_loss import DeltaLoss
 from geoquant.sensitivity.deploying import Deploy
 from geoquant.sensitivity.fit import Fit, GradientNorm
@@ -17,14 +18,7 @@ from geoquant.sensitivity.nmse import Nmse
 from geoquant.sensitivity.one_input_kl import ActivationTable, activation_cost, find_activations, measure_activations
 from geoquant.sensitivity.one_layer_kl import OneLayerKL
 from geoquant.sensitivity.operating_point import random_columns, stored_bits, thrifty_columns
-from geoquant.sensitivity.profiling import (
-    DEFAULT_GRIDS,
-    DEFAULT_PREDICTORS,
-    Profile,
-    make_subject,
-    parse_profile,
-    profile,
-)
+from geoquant.sensitivity.profiling import Profile, make_subject, parse_profile, profile
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject, table
 from geoquant.sensitivity.sampled_plans import Sampled, SampledPlans
 from geoquant.sensitivity.spectral_norm import SpectralNorm
@@ -32,7 +26,7 @@ from geoquant.sensitivity.weight_error import WeightError
 
 __all__ = [
     "DEFAULT_GRIDS",
-    "DEFAULT_PREDICTORS",
+    "NARROW_GRIDS",
     "PREDICTORS",
     "ActivationTable",
     "Caq",
@@ -65,6 +59,7 @@ __all__ = [
     "activation_cost",
     "caq_constants",
     "composed_log_error",
+    "default_predictors",
     "find_activations",
     "gauss_newton_shifts",
     "make_subject",

@@ -22,6 +22,7 @@ from geoquant.errors import FileFormatError, PlanError, suggest
 from geoquant.geometry import ModelGeometry, measure_geometry
 from geoquant.grids import ActivationGrid, Grid
 from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
+from geoquant.sensitivity.defaults import DEFAULT_GRIDS, default_predictors
 from geoquant.sensitivity.one_input_kl import LAYERS, ActivationTable, find_activations, measure_activations
 from geoquant.sensitivity.operations import multiplications
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject
@@ -29,10 +30,6 @@ from geoquant.sensitivity.sharding import measure_sharded
 
 # Version 2 may hold geometry, version 3 multiplications, version 4 damages of activations; older ones are read as well.
 PROFILE_VERSION = 4
-
-# A scale of either sign costs no storage and lets each channel choose the side of its extra level.
-DEFAULT_GRIDS = tuple(f"int{bits}:mse-signed" for bits in range(2, 9))
-DEFAULT_PREDICTORS = ("one_layer_kl", "weight_error")
 
 Forward = Callable[[nn.Module, Any], Tensor]
 
@@ -122,7 +119,7 @@ def profile(
     calibration: Iterable[Any],
     *,
     grids: Sequence[str | Grid] = DEFAULT_GRIDS,
-    predictors: Sequence[str | Predictor] = DEFAULT_PREDICTORS,
+    predictors: Sequence[str | Predictor] | None = None,
     only: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     forward: Forward | None = None,
@@ -139,7 +136,7 @@ def profile(
         calibration: batches (tensor, pair or mapping); no labels are needed by the default predictors.
         grids: the choices, as `Grid` or its name.
         predictors: names of registered predictors, or predictors with settings of your own such as
-            ``MarginalKL(deploy=…)``; the first is the default of `allocate`.
+            ``MarginalKL(deploy=…)``; the first is the default of `allocate`. `default_predictors` when not given.
         only: names or ``re:`` patterns of the layers to measure; the others stay in float.
         exclude: names or patterns of layers that stay in float.
         forward: ``forward(model, batch) -> logits`` when the usual ways of calling do not fit.
@@ -156,7 +153,8 @@ def profile(
         ModelError: the weights are not finite, or there is nothing to quantize.
         LayerNameError, GridError, UnknownNameError: a name is wrong.
     """
-    chosen = [PREDICTORS[each] if isinstance(each, str) else each for each in predictors]
+    asked = default_predictors(model, bool(activations)) if predictors is None else predictors
+    chosen = [PREDICTORS[each] if isinstance(each, str) else each for each in asked]
     subject = make_subject(model, calibration, grids=grids, only=only, exclude=exclude, forward=forward, seed=seed)
     inventory = take_inventory(model)
     wanted = tuple(dict.fromkeys(ActivationGrid.parse(str(grid)) for grid in activations))
