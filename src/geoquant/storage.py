@@ -32,29 +32,20 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
     disk is full.
     """
     target = Path(target)
-    temporary: Path | None = None
-    created = [folder for folder in target.parents if not folder.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with _parents(target):
         if target.is_dir():
             raise OutputError(f"cannot write the file {target}: a folder of that name is in the way")
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
         temporary = Path(name)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {target}: {reason}; nothing was written, choose another place") from error
-    finally:
-        if temporary is not None:
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
+        finally:
             temporary.unlink(missing_ok=True)
-        for folder in created:
-            with suppress(OSError):
-                folder.rmdir()  # only goes when empty, so only after a failure
 
 
 @contextmanager
@@ -67,25 +58,32 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(f"cannot write the folder {target}: something of that name is there; choose another place")
-    temporary: Path | None = None
+    with _parents(target):
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            yield temporary
+            for path in temporary.rglob("*"):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
+            temporary.chmod(0o777 & ~_umask())
+            temporary.replace(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the folders above `target` for the block; those that it leaves empty go again, and failures speak."""
     created = [folder for folder in target.parents if not folder.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        yield temporary
-        for path in temporary.rglob("*"):
-            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())
-        temporary.chmod(0o777 & ~_umask())
-        temporary.replace(target)
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {target}: {reason}; nothing was written, choose another place") from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
         for folder in created:
             with suppress(OSError):
-                folder.rmdir()
+                folder.rmdir()  # only goes when empty, so only after a failure
 
 
 def _umask() -> int:

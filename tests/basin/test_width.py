@@ -98,6 +98,7 @@ def test_a_direction_without_curvature_is_a_river_and_open() -> None:
     way = found.displacement  # only the second weight is off the grid, and no input reads it
     assert way.landform == "river"
     assert way.radius.open
+    assert not way.wall  # nothing says that the basin ends anywhere
     assert not way.leaves
     assert way.in_steps.value == pytest.approx(FINE.limit * 0.4 / math.sqrt(2))
 

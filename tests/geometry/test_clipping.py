@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from geoquant.geometry import range_of
-from geoquant.geometry.clipping import RANGES, fit_scale
+from geoquant.geometry import RANGES, fit_scale, range_of
 from geoquant.grids import RANGE_METHODS, ActivationGrid
 
 WIDE = ("int8:affine", "int8", "int4:affine")

@@ -79,8 +79,10 @@ class Width:
 
     @property
     def wall(self) -> bool:
-        """Whether the basin ends far before curvature alone would end it."""
-        return self.second_order is not None and self.radius.value < WALL * self.second_order
+        """Whether the basin was seen to end, far before curvature alone would end it."""
+        if self.second_order is None or self.radius.open:
+            return False
+        return self.radius.value < WALL * self.second_order
 
     def __str__(self) -> str:
         place = f" of {self.layer}" if self.layer else ""

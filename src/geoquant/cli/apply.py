@@ -32,12 +32,12 @@ from geoquant.cli.inputs import (
     Model,
     NormalizeOption,
     Seed,
+    Source,
     Stride,
     Task,
     Weights,
     Window,
-    calibration,
-    read_batches,
+    fitting,
     read_model,
     say,
     show,
@@ -65,7 +65,6 @@ from geoquant.cli.measure import (
     plan_document,
     predictors_to_measure,
     read_constraints,
-    solve_plan,
 )
 from geoquant.cli.searching import (
     CertifyImages,
@@ -83,7 +82,7 @@ from geoquant.downstream import evaluate_tasks
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load, save
 from geoquant.models import find_operations, is_pretrained_folder, take_inventory
-from geoquant.plan import Plan, plan_text
+from geoquant.plan import Plan, allocate, plan_text
 from geoquant.quantize import (
     REFINEMENTS,
     key_value_bits,
@@ -176,14 +175,15 @@ def quantize_command(
     `geoquant quantize stories260K/ --data tinystories/v2_train_head.txt --average-bits 3 --output out/`
     """
     limits = (average_bits, size, bit_operations, latency, latency_table)
+    how: dict[str, Any] = {"solver": solver, "objective": objective}
+    wishes = read_constraints(menu, lower, upper, fix, fuse)
+    source = None if data is None else Source(data, normalize, weights, batch_size, seed, window)
     if stream:
         other = {"effort": effort, "norms": norms, "refine": refine, "activations": activations, "max_drop": max_drop}
         other |= {"activation_bits": activation_bits, "activation_grids": activation_grids, "kv_bits": kv_bits}
         refuse(model, **other, refine_plan=evaluations, weights=weights, fold_batch_norm=fold_batch_norm)
-        wishes = {"solver": solver, "objective": objective, **read_constraints(menu, lower, upper, fix, fuse)}
-        settings: dict[str, Any] = {"samples": images, "batch_size": batch_size, "rounding": rounding, "seed": seed}
-        streamed = stream_plan(model, task, plan, grids, limits, wishes)
-        path = stream_model(model, streamed, output, data, task=task, window=window, **settings)
+        streamed = stream_plan(model, task, plan, grids, limits, {**how, **wishes})
+        path = stream_model(model, streamed, output, source, rounding=rounding, task=task, samples=images, seed=seed)
         show(plan_text(streamed), plan_document(streamed, path), as_json)
         return
     net = read_model(model, weights, fold_batch_norm, task)
@@ -195,27 +195,25 @@ def quantize_command(
     inputs = read_activations(take_inventory(net), find_operations(net), activations, activation_range)
     chosen = None if plan is None else with_inputs(Plan.load(plan), inputs)
     offered = read_offer(activation_grids, activation_bits, budget, inputs is not None, activation_range)
-    batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
+    batches = None if source is None else source.calibration(net, images)
     recipe: dict[str, Any] = {"effort": effort, "rounding": rounding, "norms": norms, "refine": refine, "seed": seed}
     recipe["transforms"] = tuple(transforms or ())
     more: dict[str, Any] = {}
     if chosen is None:
-        assert data is not None
+        assert source is not None
         assert batches is not None
         parts = None
         if max_drop is not None:  # too little data should say so before minutes of work
-            wanted = (search_images, certify_images)
-            parts = read_parts(data, normalize, weights, batch_size, batches, wanted, certify_on, seed, net, window)
+            parts = read_parts(source, net, batches, (search_images, certify_images), certify_on)
         names, candidates = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net, budget)
         result = measure(net, batches, candidates, names, only, exclude, seed, False, offered, activation_sites)
         if max_drop is not None and parts is not None:
-            wishes = read_constraints(menu, lower, upper, fix, fuse)
             wishes |= {"activations": inputs, "average_activation_bits": activation_bits}
             found = plan_within(net, result, batches, parts, max_drop, recipe, wishes)
             chosen, more = found.plan, within_document(found)
         else:
             assert budget is not None
-            chosen = solve_plan(result, budget, None, solver, objective, menu, lower, upper, fix, fuse, inputs)
+            chosen = allocate(result, budget, activations=inputs, **how, **wishes)
     if evaluations is not None and batches is not None:
         chosen = refine_plan(net, chosen, batches, evaluations, recipe, output)
     with progress.shown():
@@ -287,17 +285,13 @@ def evaluate_command(
     """
     folder = Path(target)
     is_artifact = folder.name.endswith(".safetensors") or (folder.is_dir() and not is_pretrained_folder(folder))
-    if is_artifact and model is None:
-        raise typer.BadParameter(
-            f"{target} holds weights, not code: name its architecture with --model package.module:callable"
-        )
     pretrained = is_pretrained_folder(model or target)
-    if is_artifact and weights is None and normalize is None and ":" not in data and not pretrained:
-        raise typer.BadParameter("say how images are normalized: --normalize dataset, imagenet or none")
+    if is_artifact:
+        _check_told(target, model, ":" in data or pretrained or weights is not None or normalize is not None)
     results: dict[str, Evaluation] = {}
     net = read_model(model or target, weights, task=task)
     size = batch_size if batch_size or pretrained else EVALUATION_IMAGES
-    batches = read_batches(data, split, normalize, weights, size, images, model=net, window=window, stride=stride)
+    batches = fitting(net, Source(data, normalize, weights, size, window=window).batches(split, net, images, stride))
     with progress.shown():
         if not is_artifact or weights is not None or pretrained:
             results["float"] = evaluate(net, batches)
@@ -322,6 +316,16 @@ def evaluate_command(
         document["bytes"] = file.stat().st_size
     lines = [f"{name:>11}: {_text(result, of_tokens)}" for name, result in results.items()]
     show("\n".join(lines), document, as_json)
+
+
+def _check_told(target: str, model: str | None, normalized: bool) -> None:
+    """Refuse to evaluate an artifact without its architecture, or on images of unknown normalization."""
+    if model is None:
+        raise typer.BadParameter(
+            f"{target} holds weights, not code: name its architecture with --model package.module:callable"
+        )
+    if not normalized:
+        raise typer.BadParameter("say how images are normalized: --normalize dataset, imagenet or none")
 
 
 def _text(result: Evaluation, of_tokens: bool) -> str:

@@ -79,7 +79,10 @@ def demo_command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train, profile, allocate, quantize, save, reload and report, then train in few bits; needs no network."""
+    """Train, profile, allocate, quantize, save, reload and report, then train in few bits; needs no network.
+
+    Example: `geoquant demo --output demo/`, then open `demo/report.html`
+    """
     start = time.perf_counter()
     torch.set_num_threads(1)  # the net is too small to gain by more, and on a busy machine more are far slower
     with progress.shown():

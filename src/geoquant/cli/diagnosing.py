@@ -21,10 +21,10 @@ from geoquant.cli.inputs import (
     Model,
     NormalizeOption,
     Seed,
+    Source,
     Task,
     Weights,
     Window,
-    calibration,
     pairs,
     read_model,
     say,
@@ -86,8 +86,7 @@ def diagnose_command(
     if fix and grid is None:
         raise typer.BadParameter("--fix goes with --grid; a plan has its own grids")
     net = read_model(model, weights, fold_batch_norm, task)
-    batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
-    assert batches is not None
+    batches = Source(data, normalize, weights, batch_size, seed, window).calibration(net, images)
     chosen, evidence = _plan(net, batches, average_bits, plan, grid, fix, grids, seed)
     wanted = output is not None if slices is None else slices
     with progress.shown():

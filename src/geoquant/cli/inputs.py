@@ -6,6 +6,8 @@ import enum
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,13 +16,15 @@ import typer
 from torch import nn
 
 from geoquant.data import load_data
-from geoquant.errors import DataError
+from geoquant.errors import DataError, GeoquantError, ModelError
 from geoquant.models import (
     context_length,
     fold_batch_norm_,
+    inference,
     load_model,
     load_tokenizer,
     load_weights_,
+    predict,
     source_folder,
 )
 
@@ -86,6 +90,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document in
 Fold = Annotated[bool, typer.Option("--fold-batch-norm", help="Fold batch norms into the layers before them first.")]
 
 
+Constants = Literal["dataset", "imagenet", "none"]
 DEFAULT_WINDOW = 512
 CALIBRATION_IMAGES, CALIBRATION_WINDOWS = 512, 64
 
@@ -130,30 +135,58 @@ def read_batches(
         size = window or min(context_length(model) or DEFAULT_WINDOW, DEFAULT_WINDOW)
         options: dict[str, Any] = {"tokenizer": load_tokenizer(folder), "window": size, "stride": stride}
         return load_data(spec, split, batch_size=batch_size, limit=limit, seed=seed, **options)
-    if normalize is None and weights is not None and ":" not in spec:
+    chosen = pixel_constants(normalize, None if ":" in spec else weights)
+    return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)
+
+
+def pixel_constants(normalize: Normalize | None, weights: Path | None) -> Constants:
+    """Name the constants that pixels are normalized with; weights that were brought along need to say which."""
+    if normalize is None and weights is not None:
         raise DataError(
             "--weights were trained on images normalized in some way: say which with "
             "--normalize dataset, imagenet or none"
         )
-    chosen: Literal["dataset", "imagenet", "none"] = "dataset" if normalize is None else normalize.value
-    return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)
+    return "dataset" if normalize is None else normalize.value
 
 
-def calibration(
-    data: str | None,
-    normalize: Normalize | None,
-    weights: Path | None,
-    batch_size: int | None,
-    samples: int | None,
-    seed: int,
-    model: nn.Module,
-    window: int | None = None,
-) -> Sequence[Any] | None:
-    """Load calibration batches for `model`, by default fewer windows of text than images; None without data."""
-    if data is None:
-        return None
-    limit = samples or (CALIBRATION_IMAGES if source_folder(model) is None else CALIBRATION_WINDOWS)
-    return read_batches(data, "train", normalize, weights, batch_size, limit, seed, model, window)
+@dataclass(frozen=True)
+class Source:
+    """Where a command's samples come from; fields as the options of the same names."""
+
+    data: str
+    normalize: Normalize | None = None
+    weights: Path | None = None
+    batch_size: int | None = None
+    seed: int = 0
+    window: int | None = None
+
+    def batches(
+        self, split: str, model: nn.Module | None = None, limit: int | None = None, stride: int | None = None
+    ) -> Sequence[Any]:
+        """Load batches of one split, at most `limit` samples; see `read_batches`."""
+        chosen = (self.data, split, self.normalize, self.weights, self.batch_size)
+        return read_batches(*chosen, limit, self.seed, model, self.window, stride)
+
+    def calibration(self, model: nn.Module, samples: int | None = None) -> Sequence[Any]:
+        """Load calibration batches for `model`, by default fewer windows of text than images."""
+        usual = CALIBRATION_IMAGES if source_folder(model) is None else CALIBRATION_WINDOWS
+        return fitting(model, self.batches("train", model, samples or usual))
+
+
+def fitting(model: nn.Module, batches: Sequence[Any]) -> Sequence[Any]:
+    """Return the batches once the model has taken the first: a misfit is told in a sentence, before minutes of work."""
+    try:
+        with inference(model):
+            for batch in islice(batches, 1):
+                predict(model, batch)
+    except GeoquantError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{type(model).__name__} fails on the first batch ({reason}); give it data of the kind that it takes"
+        ) from error
+    return batches
 
 
 def pairs(items: Sequence[str], what: str) -> dict[str, str]:

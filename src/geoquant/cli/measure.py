@@ -23,10 +23,10 @@ from geoquant.cli.inputs import (
     Model,
     NormalizeOption,
     Seed,
+    Source,
     Task,
     Weights,
     Window,
-    calibration,
     pairs,
     read_model,
     say,
@@ -35,17 +35,7 @@ from geoquant.cli.inputs import (
 from geoquant.cluster import Cluster
 from geoquant.geometry import geometry_cost
 from geoquant.models import FUSED_LAYERS, inference, predict, take_inventory
-from geoquant.plan import (
-    Activations,
-    Budget,
-    LatencyTable,
-    Plan,
-    align,
-    allocate,
-    plan_text,
-    summary,
-    uniform_plan,
-)
+from geoquant.plan import Budget, LatencyTable, Plan, align, allocate, plan_text, uniform_plan
 from geoquant.sensitivity import (
     DEFAULT_GRIDS,
     NARROW_GRIDS,
@@ -251,8 +241,7 @@ def profile_command(
     `geoquant profile stories260K/ --data tinystories/v2_train_head.txt --output prof/`
     """
     net = read_model(model, weights, fold_batch_norm, task)
-    batches = calibration(data, normalize, weights, batch_size, images, seed, net, window)
-    assert batches is not None
+    batches = Source(data, normalize, weights, batch_size, seed, window).calibration(net, images)
     offered = split(activation_grids or "")
     workers = None if ray is None else Cluster(ray, jobs)
     chosen, menu = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net)
@@ -300,31 +289,6 @@ def make_budget(
         raise typer.BadParameter("--latency-table is there for a limit: give --latency MS too")
     times = None if latency_table is None else LatencyTable.load(latency_table)
     return Budget(average_bits, size, bit_operations, latency, times, average_activation_bits=activation_bits)
-
-
-def solve_plan(
-    result: Profile,
-    budget: Budget,
-    predictor: str | None,
-    solver: str,
-    objective: str,
-    menu: str | None,
-    lower: list[str] | None,
-    upper: list[str] | None,
-    fix: list[str] | None,
-    fuse: list[str] | None,
-    activations: Activations | None = None,
-) -> Plan:
-    """Call `allocate` with what the command line said."""
-    return allocate(
-        result,
-        budget,
-        predictor=predictor,
-        solver=solver,
-        objective=objective,
-        activations=activations,
-        **read_constraints(menu, lower, upper, fix, fuse),
-    )
 
 
 def read_constraints(
@@ -385,10 +349,8 @@ def allocate_command(
     result = Profile.load(prof)
     measured = () if result.activations is None else result.activations.sites
     inputs = read_activations(result.inventory, [name for name in measured if ":" in name], activations, None)
-    plan = solve_plan(result, budget, predictor, solver, objective, menu, lower, upper, fix, fuse, inputs)
+    how: dict[str, Any] = {"predictor": predictor, "solver": solver, "objective": objective, "activations": inputs}
+    plan = allocate(result, budget, **how, **read_constraints(menu, lower, upper, fix, fuse))
     path = plan.save(output)
     say(f"wrote {path}")
     show(plan_text(plan), plan_document(plan, path), as_json)
-
-
-__all__ = ["measure", "plan_document", "solve_plan", "summary"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from torch import nn
@@ -16,14 +16,13 @@ from geoquant.cli.inputs import (
     Data,
     Fold,
     Model,
-    Normalize,
     NormalizeOption,
     Seed,
+    Source,
     Task,
     Weights,
     Window,
-    calibration,
-    read_batches,
+    pixel_constants,
     read_model,
     say,
     show,
@@ -127,24 +126,20 @@ def recover_command(
     """
     net = read_model(model, weights, fold_batch_norm, task)
     chosen = Plan.load(plan)
-    source, held_out = _data(
-        net, data, normalize, weights, batch_size, samples, validate_on, augment, mirror, window, seed
-    )
+    source = Source(data, normalize, weights, batch_size, seed, window)
+    training, held_out = _data(net, source, samples, validate_on, augment, mirror)
     certify = None
     if certify_drop is not None:
         if certify_on == "train":
             raise DataError("train is trained on and cannot certify; name another split with --certify-on")
-        samples_apart = read_batches(
-            data, certify_on, normalize, weights, batch_size, certify_images, seed, net, window
-        )
-        certify = Certify(list(samples_apart), drop=certify_drop / 100)
+        certify = Certify(list(source.batches(certify_on, net, certify_images)), drop=certify_drop / 100)
     options: dict[str, Any] = {"steps": steps} if steps is not None else {"epochs": epochs}
     with progress.shown(), joined(parallel) as first:
-        quantized = _begin(net, chosen, start, data, normalize, weights, window, seed)
+        quantized = _begin(net, chosen, start, source)
         result = recover_(
             quantized,
             chosen,
-            source,
+            training,
             teacher=net,
             layers=layers or None,
             parallel=parallel,
@@ -161,58 +156,43 @@ def recover_command(
             _finish(quantized, chosen, result, output, tensorboard, as_json)
 
 
-def _begin(
-    net: nn.Module,
-    plan: Plan,
-    start: Path | None,
-    data: str,
-    normalize: Normalize | None,
-    weights: Path | None,
-    window: int | None,
-    seed: int,
-) -> nn.Module:
+def _begin(net: nn.Module, plan: Plan, start: Path | None, source: Source) -> nn.Module:
     """Return the quantized model where training begins."""
     if start is not None:
         return load(start, net)
-    batches = calibration(data, normalize, weights, None, None, seed, net, window)
-    return quantize(net, plan, batches, seed=seed)
+    return quantize(net, plan, replace(source, batch_size=None).calibration(net), seed=source.seed)
 
 
 def _data(
-    net: nn.Module,
-    data: str,
-    normalize: Normalize | None,
-    weights: Path | None,
-    batch_size: int,
-    samples: int | None,
-    held_out: int,
-    augment: bool,
-    mirror: bool,
-    window: int | None,
-    seed: int,
+    net: nn.Module, source: Source, samples: int | None, held_out: int, augment: bool, mirror: bool
 ) -> tuple[Any, list[Any] | None]:
     """Return training batches, and batches of training samples that are held out."""
-    if augment and source_folder(net) is None and not is_spec(data):
-        if normalize is None and weights is not None:
-            read_batches(data, "train", normalize, weights, batch_size)  # which says what is missing
-        constants: Literal["dataset", "imagenet", "none"] = "dataset" if normalize is None else normalize.value
-        images = load_images(data, "train")
-        rest, judged = images.split_off(held_out, seed) if held_out else (images, None)
-        if samples is not None and samples < len(rest):
-            _, rest = rest.split_off(samples, seed)
-        source = AugmentedImages(rest, min(batch_size, len(rest)), seed, constants, mirror=mirror)
-        if judged is None:
-            return source, None
-        views = AugmentedImages(judged, min(batch_size, len(judged)), seed + 1, constants, mirror=mirror)
-        return source, [views.batch(0, index) for index in range(len(views))]
+    if augment and source_folder(net) is None and not is_spec(source.data):
+        return _augmented(source, samples, held_out, mirror)
     limit = None if samples is None else samples + held_out
-    batches = list(read_batches(data, "train", normalize, weights, batch_size, limit, seed, net, window))
-    count = -(-held_out // batch_size)
+    batches = list(source.batches("train", net, limit))
+    count = -(-held_out // (source.batch_size or 1))
     if count >= len(batches):
         raise DataError(
             f"{held_out} samples held out leave none of {len(batches)} batches to train on; lower --validation"
         )
     return batches[count:], batches[:count] or None
+
+
+def _augmented(
+    source: Source, samples: int | None, held_out: int, mirror: bool
+) -> tuple[AugmentedImages, list[Any] | None]:
+    """Return crops and mirror images of an image set; those that are held out are drawn once."""
+    constants = pixel_constants(source.normalize, source.weights)
+    images, size = load_images(source.data, "train"), source.batch_size or 1
+    rest, judged = images.split_off(held_out, source.seed) if held_out else (images, None)
+    if samples is not None and samples < len(rest):
+        _, rest = rest.split_off(samples, source.seed)
+    training = AugmentedImages(rest, min(size, len(rest)), source.seed, constants, mirror=mirror)
+    if judged is None:
+        return training, None
+    views = AugmentedImages(judged, min(size, len(judged)), source.seed + 1, constants, mirror=mirror)
+    return training, [views.batch(0, index) for index in range(len(views))]
 
 
 def _finish(

@@ -11,7 +11,7 @@ import typer
 from torch import nn
 
 from geoquant import progress
-from geoquant.cli.inputs import NormalizeOption, read_batches, say
+from geoquant.cli.inputs import Source, say
 from geoquant.errors import BudgetError, DataError
 from geoquant.models import batch_size as count
 from geoquant.plan import Plan
@@ -47,37 +47,27 @@ STATE_FILE = "refinement.json"
 
 
 def read_parts(
-    data: str,
-    normalize: NormalizeOption,
-    weights: Path | None,
-    batch_size: int | None,
-    calibration: Sequence[Any],
-    wanted: tuple[int, int],
-    certify_on: str,
-    seed: int,
-    model: nn.Module | None = None,
-    window: int | None = None,
+    source: Source, model: nn.Module, calibration: Sequence[Any], wanted: tuple[int, int], certify_on: str
 ) -> tuple[list[Any], list[Any]]:
     """Read the samples of the search and of the certificate, in whole batches after those of the calibration."""
     used = sum(count(batch) for batch in calibration)
     search, certify = wanted
     apart = certify_on != "train"
-    whole = batch_size or max(count(batch) for batch in calibration)
+    whole = source.batch_size or max(count(batch) for batch in calibration)
     limit = used + whole + search + (0 if apart else certify + whole)
-    options: dict[str, Any] = {"seed": seed, "model": model, "window": window}
-    rest = list(read_batches(data, "train", normalize, weights, batch_size, limit, **options))[len(calibration) :]
+    rest = list(source.batches("train", model, limit))[len(calibration) :]
     chosen: list[Any] = []
     while rest and sum(count(batch) for batch in chosen) < search:
         chosen.append(rest.pop(0))
     if apart:
-        rest = list(read_batches(data, certify_on, normalize, weights, batch_size, certify, **options))
+        rest = list(source.batches(certify_on, model, certify))
     sizes = [sum(count(batch) for batch in part) for part in (chosen, rest)]
     if 0 in sizes:
         raise DataError(
             f"{used} samples calibrate, which leaves {sizes[0]} for the search and {sizes[1]} for the certificate; "
             "give more data, fewer --images or --search-images, or another split for the certificate with --certify-on"
         )
-    drawn = f"drawn with seed {seed}"
+    drawn = f"drawn with seed {source.seed}"
     say(
         f"calibration: {used} samples of train, {drawn}; search: the next {sizes[0]}; certificate: "
         + (f"{sizes[1]} of {certify_on}, {drawn}" if apart else f"the {sizes[1]} of train after those")

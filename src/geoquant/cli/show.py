@@ -12,8 +12,8 @@ from torch import nn
 from geoquant import progress
 from geoquant.basin import DIAGNOSIS_FILE, Diagnosis
 from geoquant.cli.app import app, plan_app
-from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, read_batches, read_model, say, show
-from geoquant.cli.measure import split
+from geoquant.cli.inputs import AsJson, NormalizeOption, Weights, fitting, read_batches, read_model, say, show
+from geoquant.cli.measure import plan_document, split
 from geoquant.errors import FileFormatError, GeoquantError
 from geoquant.plan import Plan, diff_rows, diff_text, plan_text
 from geoquant.recovery import TRACE_FILE, Trace
@@ -97,7 +97,7 @@ def report_command(
         raise typer.BadParameter("accuracy against bytes needs both --model and --data")
     if model is not None and data is not None:
         net = read_model(model, weights)
-        batches = read_batches(data, "test", normalize, weights, None, images, model=net)
+        batches = fitting(net, read_batches(data, "test", normalize, weights, None, images, model=net))
         chosen = comparison_plans(profile, [float(budget) for budget in split(budgets)])
         with progress.shown():
             points = sweep(net, chosen, batches)
@@ -121,14 +121,17 @@ def report_command(
 
 
 @plan_app.command("show")
-def plan_show(path: Annotated[Path, typer.Argument(metavar="PLAN")]) -> None:
-    """Print a plan as a table, with a reason for every layer."""
+def plan_show(path: Annotated[Path, typer.Argument(metavar="PLAN")], as_json: AsJson = False) -> None:
+    """Print a plan as a table, with a reason for every layer.
+
+    Example: `geoquant plan show plan.json`
+    """
     plan = Plan.load(path)
-    print(plan_text(plan))
+    text, document = plan_text(plan), plan_document(plan, path)
     if plan.evidence is not None:
-        print("\nreasons")
-        for name, reason in zip(plan.inventory.names, plan.evidence.reasons, strict=True):
-            print(f"  {name}: {reason}")
+        document["reasons"] = dict(zip(plan.inventory.names, plan.evidence.reasons, strict=True))
+        text += "\n\nreasons\n" + "\n".join(f"  {name}: {reason}" for name, reason in document["reasons"].items())
+    show(text, document, as_json)
 
 
 @plan_app.command("diff")

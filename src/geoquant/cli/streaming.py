@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from geoquant import progress
-from geoquant.cli.inputs import CALIBRATION_WINDOWS, read_batches, say
+from geoquant.cli.inputs import CALIBRATION_WINDOWS, Source, say
 from geoquant.cli.measure import make_budget, split
 from geoquant.models import is_pretrained_folder
 from geoquant.plan import Plan, allocate
@@ -60,23 +60,19 @@ def stream_model(
     folder: str,
     plan: Plan,
     output: Path,
-    data: str | None,
+    source: Source | None,
     *,
     rounding: str | None,
     task: str | None,
-    window: int | None,
     samples: int | None,
-    batch_size: int | None,
     seed: int,
 ) -> Path:
     """Quantize the folder by `plan`; return the path of the artifact."""
     batches = None
-    if data is not None:
+    if source is not None:
         with Checkpoint(folder) as weights:
             model = make_skeleton(folder, weights, task).model
-        batches = read_batches(
-            data, "train", None, None, batch_size, samples or CALIBRATION_WINDOWS, seed, model, window
-        )
+        batches = source.batches("train", model, samples or CALIBRATION_WINDOWS)
     with progress.shown():
         done = quantize_folder(folder, plan, output, batches, rounding=rounding, task=task, seed=seed)
     if done.unseen:

@@ -22,6 +22,7 @@ from geoquant.cli.inputs import (
     Seed,
     Weights,
     fast,
+    fitting,
     read_batches,
     read_model,
     say,
@@ -84,7 +85,7 @@ def train_command(
     torch.manual_seed(seed)
     net = fast(read_model(model, weights))
     inputs, labels = gathered(read_batches(data, "train", normalize, weights, 1000, images, seed))
-    test = read_batches(data, "test", normalize, weights, 250)
+    test = fitting(net, read_batches(data, "test", normalize, weights, 250))
     name = schedule if levels is None else f"{schedule} {levels}"
     settings = Settings(name, epochs, batch_size, learning_rate, kind, seed=seed, check_every=25)
     with progress.shown():
@@ -146,6 +147,12 @@ def run_text(run: TrainingRun, document: Json) -> str:
     spent = run.precision.operations
     parts = ", ".join(f"{part.replace('_', ' ')} {bits:.3g}" for part, bits in spent.single.items())
     practice = run.practice
+    looked = (
+        f"descent condition: of {sum(practice.promised)} steps promised to go down {practice.promised[1]} rose, of "
+        f"{sum(practice.unpromised)} others {practice.unpromised[1]}"
+        if sum(practice.promised) + sum(practice.unpromised)
+        else "descent condition: no step was looked at, the run was too short"
+    )
     return (
         f"{align(rows, (False, False, False, False, True, False))}\n\n"
         f"accuracy {document['accuracy']:.2f} % on the test split, in float32\n"
@@ -154,6 +161,5 @@ def run_text(run: TrainingRun, document: Json) -> str:
         f"by the product of both operands' bits {spent.total_product:.4g}, "
         f"{100 * (1 - spent.total_product / (1024 * sum(spent.flops.values()))):.0f} % fewer\n"
         f"steps left out for NaN or Inf: {len(run.precision.log.anomalies)}\n"
-        f"descent condition: of {sum(practice.promised)} steps promised to go down {practice.promised[1]} rose, of "
-        f"{sum(practice.unpromised)} others {practice.unpromised[1]}"
+        f"{looked}"
     )

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from geoquant.errors import ExportError, GeoquantError
 from geoquant.export.protocol import need
-from geoquant.grids import ActivationGrid
+from geoquant.grids import ActivationGrid, ActivationQuantizer
 from geoquant.models import inference, inputs_of, predict
 from geoquant.plan import Plan
-from geoquant.quantize import ActivationQuantizer, quantizers_of
+from geoquant.quantize import quantizers_of
 
 _PREFIX = "model."
 _INTEGERS = {

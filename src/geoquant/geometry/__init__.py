@@ -1,5 +1,6 @@
 """What is the model like here? Curvature of the loss, of the layers, and of the data they see, with evidence."""
 
+from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
 from geoquant.geometry.condition import condition_number
 from geoquant.geometry.curvature import (
     KNOWN_CURVATURES,
@@ -31,6 +32,7 @@ from geoquant.geometry.spectrum import SpectralDensity, spectral_density, top_ei
 
 __all__ = [
     "KNOWN_CURVATURES",
+    "RANGES",
     "ActivationRange",
     "Estimate",
     "Histogram",
@@ -42,6 +44,7 @@ __all__ = [
     "NetworkCurvature",
     "Objective",
     "QuadraticForm",
+    "RangeMethod",
     "SiteGeometry",
     "SpectralDensity",
     "Spectrum",
@@ -52,6 +55,7 @@ __all__ = [
     "curvature",
     "curvature_sampled",
     "displacement_gram",
+    "fit_scale",
     "gauss_newton_diagonal",
     "gauss_newton_traces",
     "geometry_cost",

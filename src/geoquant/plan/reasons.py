@@ -65,9 +65,18 @@ def _steps(
     if len(dearer):
         up = dearer[np.argmin(bits[dearer])]
         more = f" for {(bits[up] - bits[column]) / 8:,.0f} B more" if stored else ""
-        parts.append(f"{names[up]} would save {damage[column] - damage[up]:.2g} {measure}{more}")
+        parts.append(f"{names[up]} would {_change(damage[up] - damage[column])} {measure}{more}")
     if len(cheaper):
         down = cheaper[np.argmax(bits[cheaper])]
         less = f" to save {(bits[column] - bits[down]) / 8:,.0f} B" if stored else ""
-        parts.append(f"{names[down]} would cost {damage[down] - damage[column]:.2g} {measure}{less}")
+        parts.append(f"{names[down]} would {_change(damage[down] - damage[column])} {measure}{less}")
     return "; ".join(parts)
+
+
+def _change(damage: float) -> str:
+    """Say what a rise of the damage is; a measured one may fall below zero by chance.
+
+    >>> _change(2e-8), _change(-0.25)
+    ('cost 2e-08', 'save 0.25')
+    """
+    return f"{'save' if damage < 0 else 'cost'} {abs(damage):.2g}"

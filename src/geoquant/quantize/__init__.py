@@ -1,7 +1,5 @@
 """Carrying out a plan on a model: rounding, norm correction, refinement, and what the model remembers of it."""
 
-from geoquant.geometry.clipping import RANGES, RangeMethod, fit_scale
-from geoquant.grids import ActivationQuantizer
 from geoquant.quantize.activations import install_, left_in_float, quantizers_of
 from geoquant.quantize.blocks import BlockTuning, find_blocks
 from geoquant.quantize.kv_cache import key_value_bits, key_value_grid, quantized_keys_and_values
@@ -13,18 +11,14 @@ from geoquant.quantize.state import QuantizedState, attach_, forget_, is_quantiz
 __all__ = [
     "EFFORTS",
     "NORMS",
-    "RANGES",
     "REFINEMENTS",
-    "ActivationQuantizer",
     "BlockTuning",
     "NetworkTuning",
     "QuantizedState",
-    "RangeMethod",
     "Recipe",
     "Refinement",
     "attach_",
     "find_blocks",
-    "fit_scale",
     "forget_",
     "install_",
     "is_quantized",

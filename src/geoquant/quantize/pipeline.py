@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from geoquant.data import collect
 from geoquant.errors import PlanError
-from geoquant.geometry import range_of
-from geoquant.geometry.clipping import fit_scale
+from geoquant.geometry import fit_scale, range_of
 from geoquant.geometry.ranges import hooked
 from geoquant.grids import ActivationQuantizer, Grid, QuantizedMatrix
 from geoquant.models import (

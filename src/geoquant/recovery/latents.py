@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from geoquant.errors import PlanError
-from geoquant.grids import QuantizedMatrix
+from geoquant.grids import ActivationQuantizer, QuantizedMatrix
 from geoquant.models import Site, get_weight, other_tensors, select
 from geoquant.models.entering import owners
 from geoquant.plan import Plan
 from geoquant.quantize import (
-    ActivationQuantizer,
     QuantizedState,
     attach_,
     is_quantized,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from geoquant.errors import PlanError
 from geoquant.evaluation import WeightedMean, kl_per_sample
-from geoquant.geometry.clipping import fit_scale
+from geoquant.geometry import fit_scale
 from geoquant.geometry.ranges import RangeTally
 from geoquant.grids import NOT_SEEN, ActivationGrid, ActivationQuantizer
 from geoquant.models import (

@@ -8,7 +8,7 @@ layers. Layers that no assignment names, and everything that is not a linear or 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from geoquant.training.numerics import FLOAT, level
 
@@ -66,11 +66,6 @@ class LayerPrecision:
         forward = (self.weights, self.activations)
         names = {"forward": forward, "backward": (self.gradients,), "optimizer": (self.state, self.stored)}[which]
         return max(names, key=lambda name: level(name).bits)
-
-    def with_levels(self, forward: str, backward: str, optimizer: str | None = None) -> LayerPrecision:
-        """Return the same with other levels for the passes; None keeps the optimizer's."""
-        state = self.state if optimizer is None else optimizer
-        return replace(self, weights=forward, activations=forward, gradients=backward, state=state)
 
 
 Assignment = Mapping[str, LayerPrecision]

@@ -10,8 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from geoquant.geometry import range_of
-from geoquant.geometry.clipping import fit_scale
+from geoquant.geometry import fit_scale, range_of
 from geoquant.grids import ActivationGrid, Grid
 from geoquant.models import Site
 from geoquant.plan import Plan

@@ -57,7 +57,19 @@ class TransformReport:
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.applied)} applied, {len(self.skipped)} left"]
         lines += [f"  {each}" for each in self.applied]
-        return "\n".join([*lines, *(f"  left {each}" for each in self.skipped)])
+        alike: dict[str, list[str]] = {}
+        for each in self.skipped:
+            alike.setdefault(each.reason, []).append(each.source)
+        return "\n".join([*lines, *(f"  left {_few(sources)}: {reason}" for reason, sources in alike.items())])
+
+
+def _few(names: Sequence[str]) -> str:
+    """Name the first three.
+
+    >>> _few(["a", "b"]), _few(list("abcde"))
+    ('a, b', 'a, b, c and 2 more')
+    """
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 @dataclass(frozen=True, eq=False)
