@@ -1,6 +1,18 @@
 """The command line."""
 
-from geoquant.cli import apply, demo, diagnosing, exporting, inspecting, measure, recovering, show, studying, training
+from geoquant.cli import (
+    apply,
+    demo,
+    diagnosing,
+    evaluating,
+    exporting,
+    inspecting,
+    measure,
+    recovering,
+    show,
+    studying,
+    training,
+)
 from geoquant.cli.app import app, main
 
 __all__ = [
@@ -8,6 +20,7 @@ __all__ = [
     "apply",
     "demo",
     "diagnosing",
+    "evaluating",
     "exporting",
     "inspecting",
     "main",
