@@ -202,8 +202,12 @@ def _scored(batch: Any, logits: Tensor, model: nn.Module) -> tuple[Tensor, Tenso
             f"targets of shape {tuple(targets.shape)} do not fit logits of shape {tuple(logits.shape)}; "
             "expected one integer class per prediction"
         )
+    scored, classes = targets != -100, logits.shape[-1]
+    if bool((wrong := scored & ((targets < 0) | (targets >= classes))).any()):
+        raise DataError(
+            f"target {int(targets[wrong][0])} is none of the model's {classes} classes; evaluate on data that it is for"
+        )
     mask = prediction_mask(batch, logits)
-    scored = targets != -100
     return targets, scored if mask is None else scored & mask
 
 

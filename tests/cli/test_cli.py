@@ -167,7 +167,8 @@ def bad(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "not an artifact": (["evaluate", str(tmp_path), "--model", MODEL, *common[:4]], "model.safetensors"),
         "no budget": (["quantize", MODEL, *common], "needs a limit"),
         "tiny budget": (["quantize", MODEL, *common, "--bytes", "10"], "smallest possible plan"),
-        "other data": (["evaluate", MODEL, "--data", "digits"], "fails on the first batch"),
+        "other data": (["evaluate", "geoquant.models.zoo:mlp3_mnist", "--data", "digits"], "fails on the first batch"),
+        "other labels": (["evaluate", MODEL, "--data", "digits"], "none of the model's 5 classes"),
     }
 
 
@@ -187,6 +188,7 @@ CASES = [
     "no budget",
     "tiny budget",
     "other data",
+    "other labels",
 ]
 
 

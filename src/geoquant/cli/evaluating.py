@@ -28,6 +28,7 @@ from geoquant.cli.inputs import (
 from geoquant.downstream import evaluate_tasks
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load
+from geoquant.importing import is_spec
 from geoquant.models import is_pretrained_folder
 from geoquant.quantize import key_value_bits, key_value_grid, quantized_keys_and_values
 
@@ -77,7 +78,7 @@ def evaluate_command(
     is_artifact = folder.name.endswith(".safetensors") or (folder.is_dir() and not is_pretrained_folder(folder))
     pretrained = is_pretrained_folder(model or target)
     if is_artifact:
-        _check_told(target, model, ":" in data or pretrained or weights is not None or normalize is not None)
+        _check_told(target, model, is_spec(data) or pretrained or weights is not None or normalize is not None)
     results: dict[str, Evaluation] = {}
     net = read_model(model or target, weights, task=task)
     size = batch_size if batch_size or pretrained else EVALUATION_IMAGES
@@ -98,7 +99,7 @@ def evaluate_command(
     if tasks is not None:
         document["tasks"] = evaluate_tasks(net, tasks.split(","), limit=images)
         say("\n".join(f"{task}: {scores}" for task, scores in document["tasks"].items()))
-    of_tokens = pretrained and ":" not in data
+    of_tokens = pretrained and not is_spec(data)
     if of_tokens:
         say(f"evaluated on {getattr(batches, 'description', data)}")
     if is_artifact:

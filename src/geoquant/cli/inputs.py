@@ -17,6 +17,7 @@ from torch import nn
 
 from geoquant.data import load_data
 from geoquant.errors import DataError, GeoquantError, ModelError
+from geoquant.importing import is_spec
 from geoquant.models import (
     context_length,
     fold_batch_norm_,
@@ -131,11 +132,11 @@ def read_batches(
     Texts are tokenized as the folder of `model` says, in windows that it can read.
     """
     folder = None if model is None else source_folder(model)
-    if model is not None and folder is not None and ":" not in spec:
+    if model is not None and folder is not None and not is_spec(spec):
         size = window or min(context_length(model) or DEFAULT_WINDOW, DEFAULT_WINDOW)
         options: dict[str, Any] = {"tokenizer": load_tokenizer(folder), "window": size, "stride": stride}
         return load_data(spec, split, batch_size=batch_size, limit=limit, seed=seed, **options)
-    chosen = pixel_constants(normalize, None if ":" in spec else weights)
+    chosen = pixel_constants(normalize, None if is_spec(spec) else weights)
     return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)
 
 

@@ -61,7 +61,7 @@ def measure_latency(
                 found[key] = _layer_times(owner, site, entered[owner], chosen, repeats, threads)
             times[site.name] = found[key]
             advance()
-    whole = _Timed(model, batch, threads).seconds("fp32", None, repeats)
+    whole = _Timed(model, batch, threads).milliseconds("fp32", None, repeats)
     base = whole - sum(row["fp32"] for row in times.values())
     return LatencyTable.of(times, max(base, 0.0))
 
@@ -87,7 +87,7 @@ class _Timed:
         self._graph = self._serde.serialize_model(trace(module, batch, 18, free=False))
         self._batch = batch
 
-    def seconds(self, grid: str, site: str | None, repeats: int) -> float:
+    def milliseconds(self, grid: str, site: str | None, repeats: int) -> float:
         """Return milliseconds with `site` (or everything) on `grid`, and the rest in float32."""
         plan = uniform_plan(take_inventory(self._module), "fp32", None if site is None else {site: grid})
         choices, opset = choose(plan, None, "auto")
@@ -106,8 +106,8 @@ def _layer_times(
     own = find_sites(owner)
     local = next(each.name for each in own if site.parameter.endswith(each.parameter) and each.shape == site.shape)
     timed = _Timed(owner, batch, threads)
-    plain = timed.seconds("fp32", None, repeats)
-    row = {grid: timed.seconds(grid, local, repeats) for grid in grids if grid != "fp32"}
+    plain = timed.milliseconds("fp32", None, repeats)
+    row = {grid: timed.milliseconds(grid, local, repeats) for grid in grids if grid != "fp32"}
     share = plain / len(own)
     return {"fp32": share, **{grid: max(value - plain + share, 0.0) for grid, value in row.items()}}
 

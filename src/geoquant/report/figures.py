@@ -245,6 +245,9 @@ def _float_line(points: Sequence[Point], float_point: Point, metric: Metric, vis
     )
 
 
+_BELOW_AN_AXIS = 62  # pixels that tick labels and a title take
+
+
 def cost(profile: Profile) -> go.Figure:
     """Draw what each predictor cost: forward-equivalents, and seconds where they were recorded."""
     names = [plot_text(table.predictor) for table in profile.tables]
@@ -252,7 +255,9 @@ def cost(profile: Profile) -> go.Figure:
     rows = [("forward-equivalents", costs, [quantity(value) for value in costs])]
     if any(profile.seconds):
         rows.append(("seconds", list(profile.seconds), [duration(value) for value in profile.seconds]))
-    figure = make_subplots(rows=len(rows), cols=1, vertical_spacing=0.3 if len(rows) > 1 else 0.0)
+    height = len(rows) * (86 + 30 * len(names))
+    apart = _BELOW_AN_AXIS / (height - 70) if len(rows) > 1 else 0.0  # 70: the margins and what is below the last axis
+    figure = make_subplots(rows=len(rows), cols=1, vertical_spacing=apart)
     for row, (title, values, texts) in enumerate(rows, start=1):
         bars = go.Bar(
             x=values,
@@ -268,5 +273,5 @@ def cost(profile: Profile) -> go.Figure:
         figure.add_trace(bars, row=row, col=1)
         figure.update_xaxes(axis(title, range=[0, 1.25 * max(values) or 1], fixedrange=True), row=row, col=1)
     figure.update_yaxes(axis("", autorange="reversed", showgrid=False, fixedrange=True))
-    figure.update_layout(canvas(len(rows) * (86 + 30 * len(names))))
+    figure.update_layout(canvas(height))
     return figure

@@ -215,6 +215,10 @@ def line_png(line: Line, path: Path | str) -> Path:
     high = [min(error, FURTHEST) for error in line.stderr]
     style: dict[str, Any] = {"color": OKABE_ITO[0], "linewidth": 1.5, "elinewidth": 0.8, "markersize": 4}
     axes.errorbar(places, rises, yerr=[low, high], marker="o", label="loss ± standard error", **style)
+    below = [place for place, value in zip(places, rises, strict=True) if value <= floor]
+    if below:
+        hollow: dict[str, Any] = {"color": "white", "markeredgecolor": OKABE_ITO[0], "markersize": 4, "zorder": 2.5}
+        axes.plot(below, [floor] * len(below), "o", label="zero or below", **hollow)
     axes.axhline(line.tolerance, color=OKABE_ITO[1], linestyle="--", label=f"basin's edge ({line.tolerance:g} nats)")
     for place in half_steps(places[0], places[-1]):
         axes.axvline(place, color="#808080", linestyle=":", linewidth=0.8)
