@@ -13,30 +13,16 @@ from transformers import (
     BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
 )
 
 from geoquant.errors import LayerNameError, ModelError
 from geoquant.models import Site, find_sites, get_weight, register_layer_type, set_weight_, temporarily
 from geoquant.models.zoo import ZOO, resnet20_cifar10
+from llamas import tiny_llama
 
 
 def named(model: nn.Module) -> dict[str, Site]:
     return {site.name: site for site in find_sites(model)}
-
-
-def llama(tied: bool) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=tied,
-    )
-    return LlamaForCausalLM(config)
 
 
 def test_resnet_has_twenty_sites_in_module_order() -> None:
@@ -49,7 +35,7 @@ def test_resnet_has_twenty_sites_in_module_order() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_count_once(tied: bool) -> None:
-    model = llama(tied)
+    model = tiny_llama(tied=tied)
     sites = named(model)
     embedding = sites["model.embed_tokens"]
     assert embedding.kind == "embedding"
@@ -204,7 +190,7 @@ def test_sites_of_a_meta_model_cost_no_memory() -> None:
 
 
 def test_setting_a_weight_moves_its_aliases_and_keeps_the_parameter() -> None:
-    model = llama(tied=True)
+    model = tiny_llama(tied=True)
     site = named(model)["model.embed_tokens"]
     parameter = model.lm_head.weight
     set_weight_(model, site, torch.full(site.shape, 0.5))

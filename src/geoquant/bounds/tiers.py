@@ -7,8 +7,10 @@ Three claims on one quantity, the size of the output change f̂(x) − f(x), and
   Jacobian-vector product, which also says how much each layer contributes (a waterfall);
 - `error_observed` is the largest change that was found.
 
-Where the answer stops: the estimate is silent about kinks and about second order, so it can lie on either side of what
-is observed. A gap factor compares with what a search found, which may itself be too little.
+Where the answer stops: all three speak of the two networks as functions, evaluated in float64; what a run in float32
+adds is bounded by `differential_bound` with ``arithmetic="float32"``. The estimate is silent about kinks and about
+second order, so it can lie on either side of what is observed. A gap factor compares with what a search found, which
+may itself be too little.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ BOUND_METHODS = ("zonotopes", "intervals", "norms")
 
 @dataclass(frozen=True)
 class ErrorBound:
-    """A size that no input of the boxes exceeds.
+    """A size that no input of the boxes exceeds, in float64.
 
     Attributes:
         values: float64 (N,), one per box; infinite where something is not covered.

@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from geoquant.errors import GeoquantError, MissingExtraError
-from geoquant.training.adaptive import AdaptivePrecision, adaptive
-from geoquant.training.schedules import Schedule
+from geoquant.training.opening import Opening
 
 try:
     from lightning.pytorch import Callback
@@ -19,21 +18,10 @@ except ImportError as error:
     raise MissingExtraError("Lightning's callback needs lightning; install geoquant[lightning]") from error
 
 
-class AdaptivePrecisionCallback(Callback):  # type: ignore[misc]
-    """Opens `adaptive` around Lightning's loop.
+class AdaptivePrecisionCallback(Opening, Callback):  # type: ignore[misc]
+    """Opens `adaptive` around Lightning's loop; arguments as those of `Opening`."""
 
-    Args:
-        schedule: a schedule or its name.
-        options: other arguments of `adaptive`.
-
-    Attributes:
-        precision: of the run, once it began.
-    """
-
-    def __init__(self, schedule: Schedule | str, **options: Any) -> None:
-        self.schedule, self.options = schedule, options
-        self.precision: AdaptivePrecision | None = None
-        self._kept: dict[str, Any] | None = None
+    _kept: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin; where a checkpoint left off if there was one.
@@ -43,23 +31,16 @@ class AdaptivePrecisionCallback(Callback):  # type: ignore[misc]
         """
         if len(trainer.optimizers) != 1:
             raise GeoquantError(f"one optimizer can be watched, the module has {len(trainer.optimizers)}")
-        total = int(trainer.estimated_stepping_batches)
-        epochs = max(1, trainer.max_epochs or 1)
-        horizon = {"total_steps": total, "steps_per_epoch": max(1, total // epochs)}
-        options = {**horizon, **self.options}
-        self.precision = adaptive(pl_module, trainer.optimizers[0], self.schedule, **options)
-        if self._kept is not None:
-            self.precision.load_state_dict(self._kept)
-        self.precision.__enter__()
+        steps, epochs = int(trainer.estimated_stepping_batches), trainer.max_epochs or 1
+        self._open(pl_module, trainer.optimizers[0], steps, epochs, self._kept)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Give model and optimizer back."""
-        if self.precision is not None:
-            self.precision.__exit__()
+        self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Give them back after an error too."""
-        self.on_train_end(trainer, pl_module)
+        self._close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the precision's state, for Lightning's checkpoint."""

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from geoquant.errors import MissingExtraError
-from geoquant.training.adaptive import AdaptivePrecision, adaptive
 from geoquant.training.checkpoint import read_state, write_state
+from geoquant.training.opening import Opening
 from geoquant.training.ranks import rank
-from geoquant.training.schedules import Schedule
 
 try:
     from transformers import TrainerCallback
@@ -24,33 +23,17 @@ except ImportError as error:
 STATE = "precision.safetensors"
 
 
-class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
-    """Opens `adaptive` around the Trainer's loop.
-
-    Args:
-        schedule: a schedule or its name.
-        options: other arguments of `adaptive`.
-
-    Attributes:
-        precision: of the run, once it began.
-    """
-
-    def __init__(self, schedule: Schedule | str, **options: Any) -> None:
-        self.schedule, self.options = schedule, options
-        self.precision: AdaptivePrecision | None = None
+class AdaptivePrecisionCallback(Opening, TrainerCallback):  # type: ignore[misc]
+    """Opens `adaptive` around the Trainer's loop; arguments as those of `Opening`."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Begin, where a checkpoint left off if the trainer does."""
         optimizer = more["optimizer"]
         while hasattr(optimizer, "optimizer"):  # accelerate wraps it
             optimizer = optimizer.optimizer
-        epochs = max(1, round(state.num_train_epochs))
-        horizon = {"total_steps": state.max_steps, "steps_per_epoch": max(1, state.max_steps // epochs)}
-        self.precision = adaptive(more["model"], optimizer, self.schedule, **{**horizon, **self.options})
-        kept = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
-        if state.global_step and kept.exists():
-            self.precision.load_state_dict(read_state(kept))
-        self.precision.__enter__()
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE
+        kept = read_state(path) if state.global_step and path.exists() else None
+        self._open(more["model"], optimizer, state.max_steps, round(state.num_train_epochs), kept)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Keep the precision's state with the checkpoint."""
@@ -60,5 +43,4 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Give model and optimizer back."""
-        if self.precision is not None:
-            self.precision.__exit__()
+        self._close()
