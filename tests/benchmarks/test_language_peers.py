@@ -78,6 +78,13 @@ def test_the_embedding_is_rounded_to_the_nearest_of_a_grid_per_row_and_stays_tie
     assert ((after - before).abs() <= 0.5 * scale * 1.01).all()
 
 
+def test_a_tool_whose_least_breaks_the_budget_says_so_before_it_works(bench, job):
+    embedding = {"model.embed_tokens": bench.driving.LayerFormat(4)}
+    job.refuse_below(2, embedding)
+    with pytest.raises(SystemExit, match=r"its least, 4 bits .* average bits"):
+        job.refuse_below(4, embedding)
+
+
 def test_windows_of_different_lengths_are_joined_without_counting_what_was_filled_in(bench):
     model = tiny()
     long, short = token_batches(1, 2, 9)[0]["input_ids"], token_batches(1, 1, 5)[0]["input_ids"]

@@ -58,6 +58,50 @@ def test_profile_allocate_quantize_evaluate_a_folder(place, capsys):
     assert "2-bit cache" in out
 
 
+def test_a_classifier_goes_the_same_way(place, capsys):
+    bert = str(write_folder(place / "bert", "bert"))
+    lines = [f"{TEXT[start : start + 5 + start % 20]}".strip() for start in range(0, 600, 25)]
+    (place / "plain.txt").write_text("\n".join(lines), encoding="utf-8")
+    labelled = [f"{index % 3}\t{line}" for index, line in enumerate(lines)]
+    (place / "labelled.txt").write_text("\n".join(labelled), encoding="utf-8")
+    out = str(place / "out")
+    few = ["--samples", "6", "--grids", "int2,int3,int6"]
+    for calibration in ("plain.txt", "labelled.txt"):
+        common = ["--data", str(place / calibration), "--average-bits", "6", "--output", out, *few]
+        code, _, err = run(capsys, "quantize", bert, *common)
+        assert code == 0, err
+    code, text, err = run(capsys, "evaluate", out, "--model", bert, "--data", str(place / "labelled.txt"), "--json")
+    assert code == 0, err
+    found = json.loads(text)
+    assert found["float"]["predictions"] == found["quantized"]["predictions"] == len(lines)
+    assert found["float"]["cross_entropy"] != found["quantized"]["cross_entropy"]
+    code, text, err = run(capsys, "evaluate", out, "--model", bert, "--data", str(place / "labelled.txt"))
+    assert code == 0, err
+    assert "perplexity" not in text
+    code, _, err = run(capsys, "evaluate", out, "--model", bert, "--data", str(place / "plain.txt"))
+    assert code == 2
+    assert "targets" in err
+    code, _, err = run(capsys, "evaluate", bert, "--data", str(place / "labelled.txt"), "--kv-bits", "4")
+    assert code == 2
+    assert "keeps no keys and values" in err
+
+
+def test_keys_and_values_are_in_the_plan_and_in_the_artifact(place, capsys):
+    net, out = str(place / "net"), str(place / "out")
+    few = ["--samples", "4", "--window", "24", "--grids", "int4,int6"]
+    common = ["quantize", net, "--data", str(place / "train.txt"), *few, "--average-bits", "6", "--output", out]
+    code, text, err = run(capsys, *common, "--kv-bits", "3")
+    assert code == 0, err
+    assert text.count("cache:") == 4
+    assert text.count("int3:affine:token") == 4
+    code, text, err = run(capsys, "evaluate", out, "--model", net, "--data", str(place / "test.txt"), "--json")
+    assert code == 0, err
+    assert json.loads(text)["cache_bits_per_token"] == 2 * 2 * (8 * 3 + 32 + 3)
+    code, text, err = run(capsys, *common, "--stream", "--kv-bits", "3")
+    assert code == 2
+    assert "--stream goes without --kv-bits" in err
+
+
 def test_streaming_on_the_command_line(place, capsys):
     net, train, out = (str(place / name) for name in ("net", "train.txt", "out"))
     few = ["--samples", "4", "--window", "24", "--grids", "int3,int5"]

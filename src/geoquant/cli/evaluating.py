@@ -29,7 +29,7 @@ from geoquant.downstream import evaluate_tasks
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load
 from geoquant.importing import is_spec
-from geoquant.models import is_pretrained_folder
+from geoquant.models import class_names, is_pretrained_folder
 from geoquant.quantize import key_value_bits, key_value_grid, quantized_keys_and_values
 
 EVALUATION_IMAGES = 250
@@ -99,7 +99,7 @@ def evaluate_command(
     if tasks is not None:
         document["tasks"] = evaluate_tasks(net, tasks.split(","), limit=images)
         say("\n".join(f"{task}: {scores}" for task, scores in document["tasks"].items()))
-    of_tokens = pretrained and not is_spec(data)
+    of_tokens = pretrained and not is_spec(data) and class_names(net) is None
     if of_tokens:
         say(f"evaluated on {getattr(batches, 'description', data)}")
     if is_artifact:

@@ -19,6 +19,7 @@ from geoquant.data import load_data
 from geoquant.errors import DataError, GeoquantError, ModelError
 from geoquant.importing import is_spec
 from geoquant.models import (
+    class_names,
     context_length,
     fold_batch_norm_,
     inference,
@@ -135,6 +136,7 @@ def read_batches(
     if model is not None and folder is not None and not is_spec(spec):
         size = window or min(context_length(model) or DEFAULT_WINDOW, DEFAULT_WINDOW)
         options: dict[str, Any] = {"tokenizer": load_tokenizer(folder), "window": size, "stride": stride}
+        options["classes"] = class_names(model)
         return load_data(spec, split, batch_size=batch_size, limit=limit, seed=seed, **options)
     chosen = pixel_constants(normalize, None if is_spec(spec) else weights)
     return load_data(spec, split, normalize=chosen, batch_size=batch_size, limit=limit, seed=seed)

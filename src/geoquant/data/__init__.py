@@ -3,6 +3,7 @@
 from geoquant.data.augment import AugmentedImages
 from geoquant.data.batches import Batch, Batches, check, collect, fingerprint, samples
 from geoquant.data.embedded import DIGITS_STATISTICS, digits
+from geoquant.data.examples import ExampleSet, example_batches, load_examples
 from geoquant.data.hub import KNOWN_SETS, KnownSet
 from geoquant.data.images import IMAGENET, ImageSet, Normalize, PixelStatistics, pixel_statistics
 from geoquant.data.load import load_data, load_images
@@ -22,6 +23,7 @@ __all__ = [
     "AugmentedImages",
     "Batch",
     "Batches",
+    "ExampleSet",
     "ImageSet",
     "KnownSet",
     "Normalize",
@@ -34,8 +36,10 @@ __all__ = [
     "digits",
     "evaluation_batches",
     "evaluation_windows",
+    "example_batches",
     "fingerprint",
     "load_data",
+    "load_examples",
     "load_images",
     "load_text",
     "pixel_statistics",

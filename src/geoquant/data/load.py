@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from geoquant.data.batches import Batch, Batches, collect, samples
 from geoquant.data.cache import cached
 from geoquant.data.embedded import digits
+from geoquant.data.examples import example_batches, load_examples
 from geoquant.data.hub import locate
 from geoquant.data.images import ImageSet, Normalize, pixel_statistics
 from geoquant.data.parquet import read_images, read_labels
@@ -60,6 +61,7 @@ def load_data(
     tokenizer: Tokenizer | None = None,
     window: int | None = None,
     stride: int | None = None,
+    classes: Mapping[str, int] | None = None,
 ) -> Batches[Batch]:
     """Turn what a user named into batches.
 
@@ -75,6 +77,8 @@ def load_data(
         tokenizer: needed for text.
         window: tokens that a language model reads at once, needed for text.
         stride: see `geoquant.data.evaluation_windows`.
+        classes: number of each class by its name, for a model that classifies texts: each line, or row, is an example
+            then (see `geoquant.data.load_examples`).
 
     Raises:
         DataError: there is no such data, or its batches are empty, not finite or of another form.
@@ -92,8 +96,11 @@ def load_data(
                 f"{text}: text files need a tokenizer; pass a callable that gives batches, "
                 "or name a Hugging Face folder as the model"
             )
-        options: dict[str, Any] = {"window": window, "stride": stride, "limit": limit, "seed": seed}
-        return text_batches(load_text(spec, split), split, tokenizer, batch_size=batch_size or 8, **options)
+        options: dict[str, Any] = {"window": window, "limit": limit, "seed": seed, "batch_size": batch_size or 8}
+        if classes is not None:
+            options["seed"] = seed if split == "train" else None
+            return example_batches(load_examples(spec, split, classes), tokenizer, **options)
+        return text_batches(load_text(spec, split), split, tokenizer, stride=stride, **options)
     if Path(spec).is_file():
         raise DataError(f"{text} is a file; expected the folder that holds {split}-*.parquet")
     images = load_images(spec, split)

@@ -3,8 +3,8 @@
 Takes a text file, a folder of text files, or parquet files with a column ``text`` (the Hugging Face Hub's layout),
 each also below ``$GEOQUANT_DATA_DIR``. Parquet rows are documents; a text file is one document, or several that
 ``<|endoftext|>`` sets apart. Where a folder holds one file without a split in its name, the first nine tenths of its
-characters are ``train`` and the rest is every other split. A single file is one text whatever the split: whoever
-names it for calibration must name another for evaluation.
+characters, up to the end of a line, are ``train`` and the rest is every other split. A single file is one text
+whatever the split: whoever names it for calibration must name another for evaluation.
 """
 
 from __future__ import annotations
@@ -97,6 +97,7 @@ def _from_folder(files: Sequence[Path], split: str) -> TextSet:
         raise DataError(f"{folder} holds several texts that may be its {split} split ({listed}); name the file itself")
     text = _read(files[0])
     border = int(_TRAIN_SHARE * len(text))
+    border = text.rfind("\n", 0, border) + 1 or border  # lines stay whole: each may be an example
     part, share = (text[:border], "the first 90 %") if split == "train" else (text[border:], "the last 10 %")
     return TextSet(_documents(part), f"{folder.name}/{files[0].name}, {share}")
 

@@ -23,6 +23,7 @@ from geoquant.models.operations import find_operations, is_traceable
 from geoquant.models.patches import has_patches, patches
 from geoquant.models.pretrained import (
     TASKS,
+    class_names,
     context_length,
     is_pretrained_folder,
     load_pretrained,
@@ -47,6 +48,7 @@ __all__ = [
     "batch_size",
     "cache_sites",
     "check_finite",
+    "class_names",
     "context_length",
     "evaluating",
     "find_operations",

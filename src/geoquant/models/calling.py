@@ -20,7 +20,7 @@ from geoquant.errors import DataError, ModelError
 Forward = Callable[[nn.Module, Any], Tensor]
 
 TARGET_KEYS = ("labels", "label", "targets")
-_SHIFTING_MODELS = ("ForCausalLM", "LMHeadModel")
+_CAUSAL_MODELS = ("ForCausalLM", "LMHeadModel")
 _BATCH_FORMS = "a tensor, an (inputs, targets) pair or a mapping of keyword arguments"
 
 
@@ -93,9 +93,18 @@ def targets_of(batch: Any, model: nn.Module | None = None) -> Tensor | None:
     found = next((batch[key] for key in TARGET_KEYS if batch.get(key) is not None), None)
     if not isinstance(found, Tensor):
         return None
-    if model is None or found.dim() != 2 or not type(model).__name__.endswith(_SHIFTING_MODELS):
+    if model is None or found.dim() != 2 or not is_causal(model):
         return found
     return torch.nn.functional.pad(found[:, 1:], (0, 1), value=-100)
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether `model` is a causal language model of transformers, whose labels stand at their own tokens.
+
+    >>> is_causal(nn.Linear(1, 1))
+    False
+    """
+    return type(model).__name__.endswith(_CAUSAL_MODELS)
 
 
 def prediction_mask(batch: Any, logits: Tensor) -> Tensor | None:

@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from geoquant.models.calling import is_causal
+
 KEPT = ("keys", "values")
-_ENDINGS = ("ForCausalLM", "LMHeadModel")
 _CACHE = "past_key_values"
 
 
@@ -83,7 +84,7 @@ class _RoundingCache:
 
 def _attentions(model: nn.Module) -> list[str]:
     """Return the paths of the modules that keep something: the innermost that know their layer and take a cache."""
-    if not type(model).__name__.endswith(_ENDINGS):
+    if not is_causal(model):
         return []
     found = [path for path, module in model.named_modules() if hasattr(module, "layer_idx") and _takes_cache(module)]
     return [path for path in found if not any(other.startswith(f"{path}.") for other in found)]

@@ -164,6 +164,14 @@ def source_folder(model: nn.Module) -> Path | None:
     return Path(name) if name and is_pretrained_folder(name) else None
 
 
+def class_names(model: nn.Module) -> dict[str, int] | None:
+    """Return the number of each class of a sequence classifier of transformers by its name; None for other models."""
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return None
+    config: Any = model.config
+    return {str(name): int(number) for name, number in config.label2id.items()}
+
+
 def context_length(model: nn.Module) -> int | None:
     """Return how many tokens `model` reads at most, as its configuration says."""
     config = getattr(model, "config", None)
