@@ -29,6 +29,7 @@ def allowance(job: LanguageJob, embedding: dict[str, LayerFormat]) -> float:
 
 def quantize(job: LanguageJob) -> None:
     embedding = job.rounded_embedding()
+    job.refuse_below(min(WIDTHS), embedding)
     tokenizer = AutoTokenizer.from_pretrained(job.checkpoint)
     text = job.folder / "calibration.json"
     text.write_text(json.dumps([{"text": tokenizer.decode(row)} for row in job.calibration.tolist()]))

@@ -29,6 +29,7 @@ def quantize(job: LanguageJob) -> None:
     batches = [{"input_ids": batch, "labels": batch} for batch in job.batches()]
     job.started()
     embedding = job.rounded_embedding()
+    job.refuse_below(min(WIDTHS), embedding)
     fresh = copy.deepcopy(job.model)
     _, state = mtq.auto_quantize(
         job.model,
@@ -37,7 +38,7 @@ def quantize(job: LanguageJob) -> None:
         data_loader=batches,
         forward_step=lambda model, batch: model(**batch),
         loss_func=lambda output, batch: output.loss,
-        disabled_layers=["*embed_tokens*", *(["*lm_head*"] if job.model.config.tie_word_embeddings else [])],
+        disabled_layers=["*embed_tokens*", *(["*lm_head*"] if job.tied else [])],
         num_calib_steps=len(batches),
         num_score_steps=len(batches),
         method=job.options["method"],

@@ -39,6 +39,7 @@ class LanguageJob:
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.model = load(self.checkpoint, dtype=torch.float32, local_files_only=True).eval()
         self.model.config.use_cache = False
+        self.tied: bool = self.model.config.tie_word_embeddings
         self.calibration: Any = load_file(description["calibration"])["tokens"]
         self.test: Any = load_file(description["test"])
         self.shapes: Shapes = {name: tuple(module.weight.shape) for name, module in self.weights.items()}
@@ -71,7 +72,7 @@ class LanguageJob:
                 scale = (weight.abs().amax(1, keepdim=True) / top).half().float().clamp_min(2**-24)
                 module.weight.data = (weight / scale).round().clamp(-top, top) * scale
                 found[name] = LayerFormat(bits)
-        if self.model.config.tie_word_embeddings:
+        if self.tied:
             self.model.tie_weights()
         return found
 
@@ -86,6 +87,12 @@ class LanguageJob:
     def delivered(self, layers: Mapping[str, LayerFormat]) -> float:
         """Return inclusive average bits; weights that are not named count 16."""
         return average_bits(self.shapes, {name: layers.get(name, UNQUANTIZED) for name in self.shapes})
+
+    def refuse_below(self, bits: int, embedding: Mapping[str, LayerFormat]) -> None:
+        """End with the reason where even `bits`, the least that the tool has, in all other layers break the budget."""
+        least = self.delivered({**dict.fromkeys(self.shapes, LayerFormat(bits)), **embedding})
+        if least > self.budget:
+            raise SystemExit(f"its least, {bits} bits a weight with a scale a channel, takes {least:.3f} average bits")
 
     def answer(self, model: Any, layers: Mapping[str, LayerFormat], **notes: Any) -> None:
         """Evaluate the quantized model on the test windows and write their nats and the formats."""

@@ -29,6 +29,7 @@ PEERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "ModelOpt gradient": ("modelopt", "drive_modelopt_language.py", {"method": "gradient"}),
     "ModelOpt kl_div": ("modelopt", "drive_modelopt_language.py", {"method": "kl_div"}),
     "AutoRound AutoScheme": ("auto_round", "drive_auto_round_language.py", {"iters": 200}),
+    "NNCF": ("nncf", "drive_nncf_language.py", {}),
 }
 
 
