@@ -80,6 +80,9 @@ def spectrum_plot(spectrum: Spectrum) -> go.Figure:
     return figure
 
 
+BELOW = 0.34  # of a row: the inputs lie under their mean, where its number does not cover them
+
+
 def waterfall_plot(waterfalls: Sequence[Waterfall]) -> go.Figure:
     """Draw the layers' contributions down to the estimate, and above them the three tiers.
 
@@ -156,7 +159,7 @@ def _tier(tier: Tier, row: int, fall: Waterfall, visible: bool) -> go.Scatter:
     text = f" {quantity(mean)}" + (f" ({gap:.3g}×)" if gap is not None and row < 2 else "")
     return go.Scatter(
         x=[*values, mean] if drawn else values,
-        y=[row] * (len(values) + drawn),
+        y=[row + BELOW] * len(values) + [row] * drawn,
         xaxis="x2",
         yaxis="y2",
         mode="markers+text",
