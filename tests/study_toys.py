@@ -25,10 +25,10 @@ def square(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return {"square": configuration["x"] ** 2, "rows": [{"power": n, "value": configuration["x"] ** n} for n in (1, 2)]}
 
 
-def toy(configurations: list[dict[str, Any]], **options: Any) -> Study:
+def toy(configurations: list[dict[str, Any]], name: str = "toy", **options: Any) -> Study:
     """Return a study with these cells in every preset."""
     grids = dict.fromkeys(("quick", "laptop", "full"), lambda: configurations)
-    return Study("toy", "Squares", "school", "What is x times x?", grids, **{"run": square, **options})
+    return Study(name, "Squares", "school", "What is x times x?", grids, **{"run": square, **options})
 
 
 def numbers(count: int, **more: Any) -> list[dict[str, Any]]:

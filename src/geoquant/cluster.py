@@ -8,7 +8,7 @@ objects between processes of one user by pickling them; nothing pickled is read 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,7 +77,7 @@ class Cluster:
         items: Sequence[Any],
         resources: Sequence[Mapping[str, float]],
         retries: int = 3,
-    ) -> Iterator[tuple[int, Any]]:
+    ) -> Generator[tuple[int, Any]]:
         """Yield ``(place, function(shared, items[place]))`` as the workers finish.
 
         An item whose worker is lost goes to another one, `retries` times; one that is lost each time yields `Lost`.

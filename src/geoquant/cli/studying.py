@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from geoquant.cli.inputs import AsJson, say, show
 from geoquant.cluster import Cluster
 from geoquant.errors import StudyError
 from geoquant.findings import StudyFindings, Verdict
+from geoquant.models.zoo import NETS, Net
 from geoquant.plan import align
 from geoquant.report import Planned, write_site
 from geoquant.study import (
@@ -26,6 +28,7 @@ from geoquant.study import (
     Study,
     fullest,
     gather,
+    holds,
     results,
     run_study,
 )
@@ -68,6 +71,26 @@ def _listed(study: Study, output: Path) -> dict[str, Any]:
     return {**facts, "cells": cells}
 
 
+@study_app.command("nets")
+def nets_command(as_json: AsJson = False) -> None:
+    """List the nets of the sources, each under a name of its own, with widths and size.
+
+    Example: `geoquant study nets`
+    """
+    rows = [("net", "called", "source", "data", "parameters", "widths")]
+    for net in NETS.values():
+        rows.append((net.name, net.called, net.source, net.data, f"{net.parameters:,}", _widths(net)))
+    notes = [f"{net.name}: {net.note}" for net in NETS.values() if net.note]
+    text = align(rows, (False, False, False, False, True, False))
+    show("\n".join([text, "", *notes]), {"nets": [asdict(net) for net in NETS.values()]}, as_json)
+
+
+def _widths(net: Net) -> str:
+    """Return the widths with repetitions counted, such as ``784-256-10`` or ``3-16×7-10``."""
+    groups = [(width, len(list(same))) for width, same in itertools.groupby(net.widths)]
+    return "-".join(f"{width}×{count}" if count > 1 else str(width) for width, count in groups)
+
+
 @study_app.command("run")
 def run_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A study of `geoquant study list`, or `all`.")],
@@ -92,14 +115,15 @@ def run_command(
 
     `geoquant study run digits-depth --only "seed=0 layer=head"`
     """
-    chosen = _preset(preset)
-    studies = [STUDIES[each] for each in (STUDIES.names() if name == ALL else [name])]
+    chosen, reports = _preset(preset), []
+    studies = _chosen(name, chosen, only)
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(Cluster(ray, jobs))
         stack.enter_context(progress.shown())
-        reports = [
-            run_study(study, chosen, output, jobs=jobs, cluster=cluster, only=only, retry=retry) for study in studies
-        ]
+        advance = stack.enter_context(progress.task("studies", len(studies)))
+        for study in studies:
+            reports.append(run_study(study, chosen, output, jobs=jobs, cluster=cluster, only=only, retry=retry))
+            advance()
     for report in reports:
         for label, reason in report.failed:
             say(f"failed: {report.study} {label}: {reason}")
@@ -109,6 +133,16 @@ def run_command(
     show(_run_text(reports, output), document, as_json)
     if any(report.failed for report in reports):
         raise typer.Exit(1)
+
+
+def _chosen(name: str, preset: Preset, only: str) -> list[Study]:
+    """Return the study of that name, or all that have a cell that is meant."""
+    if name != ALL:
+        return [STUDIES[name]]
+    found = [study for study in map(STUDIES.__getitem__, STUDIES.names()) if holds(study, preset, only)]
+    if not found:
+        raise StudyError(f"no cell of any study matches '{only}'; `geoquant study list` names the studies")
+    return found
 
 
 def _run_text(reports: list[RunReport], output: Path) -> str:

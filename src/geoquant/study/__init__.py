@@ -4,7 +4,7 @@ from geoquant.study import studies
 from geoquant.study.declaration import PRESETS, STUDIES, Cell, Configuration, Preset, Study, register
 from geoquant.study.gathering import fullest, gather, results
 from geoquant.study.results import Result, Results, Summary, summary
-from geoquant.study.runner import RunReport, run_study
+from geoquant.study.runner import RunReport, holds, run_study
 from geoquant.study.store import Failure, Outcome, Store
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Summary",
     "fullest",
     "gather",
+    "holds",
     "register",
     "results",
     "run_study",

@@ -7,7 +7,7 @@ again and again is reported as failed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 
@@ -19,7 +19,7 @@ from geoquant.study.store import Outcome
 RETRIES = 3
 
 
-def on_cluster(study: Study, cells: Sequence[Cell], cluster: Cluster) -> Iterator[tuple[Cell, Outcome]]:
+def on_cluster(study: Study, cells: Sequence[Cell], cluster: Cluster) -> Generator[tuple[Cell, Outcome]]:
     """Yield cells with their outcomes as they finish on the workers of `cluster`."""
     reserved = [study.resources(cell.configuration) for cell in cells]
     for place, found in cluster.stream(_execute, study.run, cells, reserved, retries=RETRIES):

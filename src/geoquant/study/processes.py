@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -28,7 +28,7 @@ from geoquant.study.executing import Run, died, execute
 from geoquant.study.store import Outcome
 
 
-def in_processes(run: Run, cells: Sequence[Cell], jobs: int) -> Iterator[tuple[Cell, Outcome]]:
+def in_processes(run: Run, cells: Sequence[Cell], jobs: int) -> Generator[tuple[Cell, Outcome]]:
     """Yield cells with their outcomes as they finish, at most `jobs` at a time.
 
     Args:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,8 +81,9 @@ def run_study(
         before = store.read_all(chosen)
         todo, unavailable = _left(study, chosen, before, retry)
         failed = {cell.key: _failure(cell, before[cell.key]) for cell in chosen if _has_failed(before.get(cell.key))}
-        with progress.task(study.name, len(todo)) as advance:
-            for cell, outcome in _outcomes(study, todo, jobs, cluster):
+        working = closing(_outcomes(study, todo, jobs, cluster))  # which ends workers, whatever happens
+        with progress.task(study.name, len(todo)) as advance, working as outcomes:
+            for cell, outcome in outcomes:
                 store.write(cell, outcome)
                 failed.pop(cell.key, None)
                 if _has_failed(outcome):
@@ -94,20 +96,34 @@ def run_study(
     return RunReport(study.name, len(todo), skipped, tuple(failed.values()), tuple(unavailable), seconds)
 
 
+def holds(study: Study, preset: Preset, only: str) -> bool:
+    """Say whether any cell of a preset is meant by the regular expression `only`.
+
+    Raises:
+        StudyError: it is no regular expression.
+    """
+    pattern = _pattern(only)
+    return any(pattern.search(cell.label) for cell in study.grid(preset))
+
+
 def matching(cells: Sequence[Cell], only: str) -> tuple[Cell, ...]:
     """Return the cells whose label holds the regular expression.
 
     Raises:
         StudyError: there is none, or it is no regular expression.
     """
-    try:
-        pattern = re.compile(only)
-    except re.error as error:
-        raise StudyError(f"'{only}' is no regular expression: {error}") from error
+    pattern = _pattern(only)
     found = tuple(cell for cell in cells if pattern.search(cell.label))
     if not found:
         raise StudyError(f"no cell of '{cells[0].study}' matches '{only}'; the first is '{cells[0].label}'")
     return found
+
+
+def _pattern(only: str) -> re.Pattern[str]:
+    try:
+        return re.compile(only)
+    except re.error as error:
+        raise StudyError(f"'{only}' is no regular expression: {error}") from error
 
 
 def _left(
@@ -138,11 +154,10 @@ def _failure(cell: Cell, outcome: Outcome) -> tuple[str, str]:
 
 def _outcomes(
     study: Study, cells: Sequence[Cell], jobs: int, cluster: Cluster | None
-) -> Iterator[tuple[Cell, Outcome]]:
-    if not cells:
-        return iter(())
-    if cluster is not None:
-        return on_cluster(study, cells, cluster)
-    if jobs > 1:
-        return in_processes(study.run, cells, jobs)
-    return ((cell, execute(study.run, cell)) for cell in cells)
+) -> Generator[tuple[Cell, Outcome]]:
+    if cluster is not None and cells:
+        yield from on_cluster(study, cells, cluster)
+    elif jobs > 1:
+        yield from in_processes(study.run, cells, jobs)
+    else:
+        yield from ((cell, execute(study.run, cell)) for cell in cells)
