@@ -16,27 +16,10 @@ import torch
 from common import parser, write_results
 from geoquant.data import load_images
 from geoquant.models.zoo import mlp3_mnist
-from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.report import measure_point
-from geoquant.sensitivity import Profile, profile
+from geoquant.sensitivity import profile
+from geoquant.study.studies.transformer_quantization.cells import PREDICTORS, WIDTHS, grid_of, plans
 from geoquant.training import fit_classifier_
-
-WIDTHS = (8, 6, 4, 3, 2)
-
-
-def plans(measured: Profile, bits: int) -> dict[str, Plan]:
-    """Return the plans to compare at the inclusive size of the uniform narrow grid of this width."""
-    uniform = uniform_plan(measured.inventory, f"int{bits}:narrow:maxabs:tensor")
-    budget = Budget(average_bits=uniform.average_bits)
-    return {
-        "uniform (narrow, max-abs, per tensor)": uniform,
-        "guided: condition number + proportional": allocate(
-            measured, budget, predictor="condition_number", solver="proportional"
-        ),
-        "condition number + exact": allocate(measured, budget, predictor="condition_number"),
-        "weight error + exact": allocate(measured, budget, predictor="weight_error"),
-        "one-layer KL + exact": allocate(measured, budget, predictor="one_layer_kl"),
-    }
 
 
 def run(seed: int, epochs: int) -> dict[tuple[str, int], float]:
@@ -48,10 +31,8 @@ def run(seed: int, epochs: int) -> dict[tuple[str, int], float]:
     fit_classifier_(model, inputs, labels, epochs=epochs, seed=seed)
     batches = test.batches(1000, normalize="dataset")
     calibration = train.batches(128, limit=512, seed=seed, normalize="dataset")
-    grids = [f"int{bits}:narrow:maxabs:tensor" for bits in range(2, 9)]
-    measured = profile(
-        model, calibration, grids=grids, predictors=["condition_number", "weight_error", "one_layer_kl"], seed=seed
-    )
+    grids = [grid_of(bits) for bits in range(2, 9)]
+    measured = profile(model, calibration, grids=grids, predictors=PREDICTORS, seed=seed)
     result = {("float", 32): 100 * measure_point(model, None, batches, "float", "").accuracy.value}
     for bits in WIDTHS:
         for name, plan in plans(measured, bits).items():

@@ -8,10 +8,11 @@ hand, ``quick`` runs on the embedded digits. Times are of the processor, all thr
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from geoquant.study.at_hand import at_hand, missing_data
-from geoquant.study.declaration import Configuration, Preset, Study, register
+from geoquant.study.declaration import PRESETS, Configuration, Preset, Study, register
 from geoquant.study.studies.bit_allocation.cells import METHODS, WRITTEN, run
 from geoquant.study.studies.bit_allocation.drawing import FIGURES, TABLES
 from geoquant.study.studies.bit_allocation.reading import CLAIMS, FOUR_LAYERS, SOURCE
@@ -24,7 +25,7 @@ NETS = {
 }
 """The nets of the source on their image sets; the last one's stand-in where SVHN is not at hand is CIFAR-10."""
 STAND_IN = "cifar10"
-COARSE, COARSEST = (2, 2.5, 3, 4, 8, 16), (2, 3, 4, 8)
+COARSE, COARSEST = (2, 2.5, 3, 4, 8, 16), (2, 4)
 FINE = (2, 2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4, 4.5, 5, 6, 7, 8, 12, 16, 24, 32)
 FEW: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 128, "test": 1000}
 FEWEST: dict[str, Any] = {"images": 1000, "epochs": 2, "calibration": 64, "test": 250}
@@ -79,7 +80,7 @@ BIT_ALLOCATION = register(
         SOURCE,
         "Does a layer's curvature say how many bits it needs? What do its plans save in memory, or gain in accuracy, "
         "beside uniform widths, gradient norms, the Hessian's diagonal, random search and measured damage?",
-        {preset: lambda preset=preset: configurations(preset) for preset in ("quick", "laptop", "full")},  # type: ignore[misc]
+        {preset: partial(configurations, preset) for preset in PRESETS},
         run,
         claims=CLAIMS,
         figures=FIGURES,
