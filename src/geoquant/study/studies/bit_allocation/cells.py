@@ -54,11 +54,11 @@ METHODS = (
     "CAQ sound",
     "geoquant",
 )
-PREDICTORS: Mapping[str, str | Predictor] = {
+PREDICTORS: Mapping[str, str | Predictor | None] = {
     "gradient norm": "gradient_norm",
     "Hessian diagonal": "hessian_diagonal",
     "CAQ sound": SoundCaq(),
-    "geoquant": "one_layer_kl",
+    "geoquant": None,  # its default
 }
 PIPELINE = ("uniform, best pipeline", "geoquant")
 """Deployed with GPTQ and corrected norms; all others by rounding to nearest."""
@@ -100,10 +100,10 @@ class Bench:
         """The layers of the net."""
         return take_inventory(self.net.model)
 
-    def measure(self, predictor: str | Predictor, widths: Sequence[int] = WIDTHS) -> Profile:
-        """Return one predictor's table on the grids of these widths."""
-        grids = [grid_of(width) for width in widths]
-        return profile(self.net.model, self.calibration, grids=grids, predictors=[predictor], seed=self.seed)
+    def measure(self, predictor: str | Predictor | None, widths: Sequence[int] = WIDTHS) -> Profile:
+        """Return one predictor's table on the grids of these widths; geoquant's default where none is named."""
+        grids, chosen = [grid_of(width) for width in widths], None if predictor is None else [predictor]
+        return profile(self.net.model, self.calibration, grids=grids, predictors=chosen, seed=self.seed)
 
     def constants(self) -> tuple[Any, ...]:
         """Return what CAQ as written measures of every layer."""
