@@ -27,8 +27,9 @@ from geoquant.report.study_data import (
     write_csv,
     write_parquet,
 )
+from geoquant.report.study_figures import known
 from geoquant.report.study_page import render_study
-from geoquant.report.study_panels import claim_row, summary, tally
+from geoquant.report.study_panels import claim_rows, summary, tally
 from geoquant.report.study_png import figure_png
 
 TITLE = "What came of it"
@@ -93,7 +94,7 @@ def _check(whole: str, names: Sequence[str]) -> None:
 
 
 def _write_study(folder: Path, study: StudyFindings) -> None:
-    for figure in study.figures:
+    for figure in filter(lambda one: known(one.series), study.figures):
         figure_png(figure, folder / f"figure-{figure.name}.png")
         write_csv(folder / f"figure-{figure.name}.csv", figure_frame(figure))
     for table in study.tables:
@@ -123,7 +124,7 @@ def render_index(studies: Sequence[StudyFindings], planned: Sequence[Planned] = 
             *([("planned", "Not run yet")] if planned else []),
         ],
         "tally": tally(claims),
-        "claims": [claim_row(claim, study.name, page_of(study)) for study in studies for claim in study.claims],
+        "claims": [row for study in studies for row in claim_rows(study, page_of(study))],
         "files": (File("claims.csv", "claims.csv"), File("claims.parquet", "claims.parquet")),
         "studies": [(study, page_of(study), _done(study), tally(study.claims)) for study in studies],
         "planned": planned,

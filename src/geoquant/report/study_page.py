@@ -13,7 +13,8 @@ from plotly.offline import get_plotlyjs
 from geoquant.findings import StudyFindings
 from geoquant.report.labels import counted, duration
 from geoquant.report.pages import Fact, File, fill
-from geoquant.report.study_panels import claim_row, figure_panel, study_table, summary, tally
+from geoquant.report.study_figures import known
+from geoquant.report.study_panels import claim_rows, figure_panel, study_table, summary, tally
 
 MOST_UNFINISHED = 50  # cells that a page names; the file beside it names all
 
@@ -37,23 +38,26 @@ def render_study(findings: StudyFindings, index: str = "") -> str:
         findings: what it found.
         index: relative path of the page that lists all studies; no link when empty.
     """
+    shown = [figure for figure in findings.figures if known(figure.series)]
     content: dict[str, Any] = {
         "title": findings.title,
         "index": index,
         "question": findings.question,
+        "source": findings.source,
         "summary": summary(findings.claims),
         "facts": _facts(findings),
         "sections": _sections(findings),
-        "claims": [claim_row(claim) for claim in findings.claims],
+        "claims": claim_rows(findings),
         "tally": tally(findings.claims),
-        "panels": [figure_panel(figure, figure_files(figure.name)) for figure in findings.figures],
+        "panels": [figure_panel(figure, figure_files(figure.name)) for figure in shown],
+        "empty": "; ".join(figure.title for figure in findings.figures if figure not in shown),
         "tables": [(study_table(each), each.note, File("CSV", f"table-{each.name}.csv")) for each in findings.tables],
         "counts": _counts(findings),
         "files": data_files(findings),
         "failed": _named(findings.failed),
         "missing": _named(findings.missing),
         "provenance": _provenance(findings),
-        "plotly": get_plotlyjs() if findings.figures else "",
+        "plotly": get_plotlyjs() if shown else "",
     }
     return fill("study.html.j2", content)
 
@@ -62,7 +66,7 @@ def _facts(findings: StudyFindings) -> list[Fact]:
     total = len(findings.cells) + len(findings.failed) + len(findings.missing)
     facts = [Fact("preset", findings.preset), Fact("cells finished", f"{len(findings.cells):,} of {total:,}")]
     facts += [Fact("failed", f"{len(findings.failed):,}")] if findings.failed else []
-    return [*facts, Fact("computing time", duration(findings.seconds)), Fact("source", findings.source)]
+    return [*facts, Fact("computing time", duration(findings.seconds))]
 
 
 def _sections(findings: StudyFindings) -> list[tuple[str, str]]:

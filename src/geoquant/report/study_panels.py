@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from geoquant.findings import Claim, Figure, Series, Table, Value, Verdict
+from geoquant.findings import Claim, Figure, Series, StudyFindings, Table, Value, Verdict
 from geoquant.report import tables
 from geoquant.report.labels import counted, number
 from geoquant.report.pages import File
@@ -106,16 +106,16 @@ def study_table(table: Table) -> tables.Table:
 
 @dataclass(frozen=True)
 class ClaimRow:
-    """A claim as the pages show it; `rank` sorts by verdict, and `page` leads to its study where it is not empty."""
+    """A claim as pages show it: what was measured in parts, `rank` to sort by, and the page of its study, if any."""
 
     claim: str
     source: str
-    measured: str
+    parts: tuple[str, ...]
     verdict: Verdict
     command: str
     rank: int
-    study: str = ""
-    page: str = ""
+    study: str
+    page: str
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,22 @@ class Tally:
     count: int
 
 
-def claim_row(claim: Claim, study: str = "", page: str = "") -> ClaimRow:
-    """Return one row of the claims table."""
-    rank = VERDICTS.index(claim.verdict)
-    return ClaimRow(claim.claim, claim.source, claim.measured, claim.verdict, claim.command, rank, study, page)
+def claim_rows(study: StudyFindings, page: str = "") -> list[ClaimRow]:
+    """Return the claims of a study, those that were measured first."""
+    ordered = sorted(study.claims, key=lambda claim: claim.verdict == "not measured")
+    return [
+        ClaimRow(
+            claim.claim,
+            claim.source,
+            tuple(claim.measured.split("; ")),
+            claim.verdict,
+            claim.command,
+            VERDICTS.index(claim.verdict),
+            study.name,
+            page,
+        )
+        for claim in ordered
+    ]
 
 
 def tally(claims: Sequence[Claim]) -> tuple[Tally, ...]:
