@@ -7,7 +7,7 @@ over samples (the first axis of a batch), since predictions inside one sample ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from geoquant.errors import DataError, ModelError
-from geoquant.models import inference, predict, prediction_mask, targets_of
+from geoquant.models import Forward, inference, predict, prediction_mask, targets_of
 from geoquant.progress import task
-
-Forward = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def allocate(
         objective: "sum" of damages, "worst" layer, or a function of the vector of damages (one per site,
             in the profile's order) that never falls when a damage rises.
         solver: "milp" (exact), "greedy", "proportional", "gradient", "uniform", or a registered one.
-        menu: allow only these widths or grids, such as ``{4, 8, 16}``; they must have been measured.
+        menu: allow only these widths or grids, such as ``{4, 8, 16}``; those that were not measured are passed over.
         lower: least width of every layer, or of layers by name or ``re:`` pattern.
         upper: largest width, likewise.
         fixed: grid or width per name or pattern; ``"fp32"`` leaves a layer in float.

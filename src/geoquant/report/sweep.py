@@ -6,7 +6,7 @@ bytes can be compared; uniform widths on every grid are among them, as the basel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from geoquant.errors import BudgetError
 from geoquant.evaluation import Mean, evaluate, logits
+from geoquant.models import Forward
 from geoquant.plan import Budget, Plan, allocate, uniform_plan
 from geoquant.progress import task
 from geoquant.quantize import quantize
 from geoquant.sensitivity import Profile
-
-Forward = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)

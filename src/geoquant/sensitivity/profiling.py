@@ -7,13 +7,13 @@ without touching the model again.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from geoquant import storage
 from geoquant.cluster import Cluster
@@ -21,7 +21,7 @@ from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError, suggest
 from geoquant.geometry import ModelGeometry, measure_geometry
 from geoquant.grids import ActivationGrid, Grid
-from geoquant.models import Inventory, check_finite, find_sites, inference, predict, select, take_inventory
+from geoquant.models import Forward, Inventory, check_finite, find_sites, inference, predict, select, take_inventory
 from geoquant.sensitivity.defaults import DEFAULT_GRIDS, default_predictors
 from geoquant.sensitivity.one_input_kl import LAYERS, ActivationTable, find_activations, measure_activations
 from geoquant.sensitivity.operations import multiplications
@@ -30,8 +30,6 @@ from geoquant.sensitivity.sharding import measure_sharded
 
 # Version 2 may hold geometry, version 3 multiplications, version 4 damages of activations; older ones are read as well.
 PROFILE_VERSION = 4
-
-Forward = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
