@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from geoquant.study import (
     RunReport,
     Store,
     Study,
+    Watcher,
     fullest,
     gather,
     holds,
@@ -117,12 +119,13 @@ def run_command(
     """
     chosen, reports = _preset(preset), []
     studies = _chosen(name, chosen, only)
+    how: dict[str, Any] = {"jobs": jobs, "only": only, "retry": retry, "watch": _teller()}
     with ExitStack() as stack:
         cluster = None if ray is None else stack.enter_context(Cluster(ray, jobs))
         stack.enter_context(progress.shown())
         advance = stack.enter_context(progress.task("studies", len(studies)))
         for study in studies:
-            reports.append(run_study(study, chosen, output, jobs=jobs, cluster=cluster, only=only, retry=retry))
+            reports.append(run_study(study, chosen, output, cluster=cluster, **how))
             advance()
     for report in reports:
         for label, reason in report.failed:
@@ -133,6 +136,13 @@ def run_command(
     show(_run_text(reports, output), document, as_json)
     if any(report.failed for report in reports):
         raise typer.Exit(1)
+
+
+def _teller() -> Watcher | None:
+    """Return what says a line for each cell, in a log, where no bar can be."""
+    if sys.stderr.isatty():
+        return None
+    return lambda cell, outcome: say(f"{cell.study} {cell.label}: {outcome.status} in {outcome.seconds:.1f} s")
 
 
 def _chosen(name: str, preset: Preset, only: str) -> list[Study]:

@@ -4,7 +4,7 @@ from geoquant.study import studies
 from geoquant.study.declaration import PRESETS, STUDIES, Cell, Configuration, Preset, Study, register
 from geoquant.study.gathering import fullest, gather, results
 from geoquant.study.results import Result, Results, Summary, summary
-from geoquant.study.runner import RunReport, holds, run_study
+from geoquant.study.runner import RunReport, Watcher, holds, run_study
 from geoquant.study.store import Failure, Outcome, Store
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Store",
     "Study",
     "Summary",
+    "Watcher",
     "fullest",
     "gather",
     "holds",
