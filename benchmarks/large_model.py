@@ -5,8 +5,9 @@
 
 Random weights say nothing about accuracy and everything about memory and speed. The model is written to the folder once
 (bfloat16, in shards). Each job runs in a process of its own; its peak is the kernel's count of resident memory (mapped
-pages of the files included). Jobs that are done are kept beside the output; a job that was stopped goes on at the block
-where it was.
+pages of the files included). Times are those of the processor, all threads together, so that other work on the machine
+does not count; the clock's stand beside them. Jobs that are done are kept beside the output; a job that was stopped
+goes on at the block where it was.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def write_model(folder: Path, size: str) -> None:
 
 def run_job(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do one job in this process."""
-    folder, start = arguments.folder / arguments.size, time.perf_counter()
+    folder = arguments.folder / arguments.size
+    start, began = time.perf_counter(), time.process_time()
     more: dict[str, Any] = {}
     if arguments.job == "profile":
         found = profile_folder(folder, grids=GRIDS)
@@ -64,12 +66,13 @@ def run_job(arguments: argparse.Namespace) -> dict[str, Any]:
         plan = gq.allocate(gq.Profile.load(arguments.folder / f"{arguments.size}-profile"), gq.Budget(average_bits=4))
         tokens = torch.randint(0, VOCABULARY, (arguments.windows, arguments.window))
         batches = [{"input_ids": row[None]} for row in tokens]
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.process_time()
         output = arguments.folder / f"{arguments.size}-{arguments.job}"
         done = quantize_folder(folder, plan, output, batches, rounding=arguments.job)
         more = {"seconds_per_block": sorted(done.seconds), "bytes": done.path.stat().st_size, "plan_bytes": plan.bytes}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_bytes": peak, "job_seconds": round(time.perf_counter() - start, 1), **more}
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = {"clock_seconds": time.perf_counter() - start, "processor_seconds": time.process_time() - began}
+    return {"peak_bytes": used.ru_maxrss * 1024, **{name: round(each, 1) for name, each in seconds.items()}, **more}
 
 
 def in_a_process(arguments: argparse.Namespace, job: str) -> dict[str, Any]:
@@ -104,14 +107,17 @@ def main() -> None:
         key = {"job": job, "size": arguments.size, "windows": arguments.windows, "window": arguments.window}
         found[job] = cells.get(key, lambda job=job: in_a_process(arguments, job))
         cell = found[job]
-        print(f"{job}: {cell['peak_bytes'] / 2**30:.2f} GiB at most, {cell['job_seconds']:.0f} s", flush=True)
+        print(
+            f"{job}: {cell['peak_bytes'] / 2**30:.2f} GiB at most, {cell['processor_seconds']:.0f} s of the processor",
+            flush=True,
+        )
     weights, layers = found["profile"]["weights"], SIZES[arguments.size]["num_hidden_layers"]
     summary = {
         job: {
             "peak_gib": round(cell["peak_bytes"] / 2**30, 3),
-            "seconds": cell["job_seconds"],
-            "seconds_per_layer": round(cell["job_seconds"] / layers, 2),
-            "seconds_per_billion_weights": round(1e9 * cell["job_seconds"] / weights, 1),
+            "seconds": cell["processor_seconds"],
+            "seconds_per_layer": round(cell["processor_seconds"] / layers, 2),
+            "seconds_per_billion_weights": round(1e9 * cell["processor_seconds"] / weights, 1),
         }
         for job, cell in found.items()
     }

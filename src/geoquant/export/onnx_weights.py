@@ -153,7 +153,7 @@ class _Writer:
             scales = self._absorb_norm_(scales)
         codes = site.restore(levels) if in_shape else levels
         if turned:
-            codes, scales, zero = codes.T, scales.T, None if zero is None else zero.T
+            codes, scales, zero = _turned(codes), _turned(scales), None if zero is None else _turned(zero)
             attributes |= {"axis": 1 - attributes["axis"]} if attributes else {}
         self._dequantize_(codes, scales, zero, attributes, turned, in_shape)
 
@@ -306,6 +306,10 @@ def _pack(codes: _Array, bits: int) -> _Array:
     for place in range(each):
         packed |= rows[:, place::each] << (bits * place)
     return packed
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    return tensor.T if tensor.dim() == 2 else tensor
 
 
 def _channel_axis(view: str) -> int | None:
