@@ -29,7 +29,8 @@ COARSE, COARSEST = (2, 2.5, 3, 4, 8, 16), (2, 4)
 FINE = (2, 2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4, 4.5, 5, 6, 7, 8, 12, 16, 24, 32)
 FEW: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 128, "test": 1000}
 FEWEST: dict[str, Any] = {"images": 1000, "epochs": 2, "calibration": 64, "test": 250}
-SOME: dict[str, Any] = {"images": 20_000, "epochs": 10, "calibration": 256, "test": 5000}
+SOME: dict[str, Any] = {"images": None, "epochs": 10, "calibration": 256, "test": 5000}
+SOME_PHOTOGRAPHS: dict[str, Any] = {"images": 20_000, "epochs": 6, "calibration": 256, "test": 2000}
 ALL: dict[str, Any] = {"images": None, "epochs": 60, "calibration": 1024, "test": 10_000}
 
 
@@ -54,9 +55,10 @@ def _nets(preset: Preset) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "cnn4_cifar10", "cifar10", FEWEST
         return
     for net, data in NETS.items():
-        yield net, data, SOME if preset == "laptop" else ALL
+        some = SOME_PHOTOGRAPHS if net.startswith("cnn") else SOME
+        yield net, data, some if preset == "laptop" else ALL
     if not at_hand("svhn"):
-        yield "cnn6_svhn", STAND_IN, SOME if preset == "laptop" else ALL
+        yield "cnn6_svhn", STAND_IN, SOME_PHOTOGRAPHS if preset == "laptop" else ALL
 
 
 def _sweeps(preset: Preset, common: dict[str, Any]) -> Iterator[Configuration]:
