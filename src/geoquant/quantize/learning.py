@@ -93,24 +93,28 @@ class LearnedMatrix(nn.Module):
         return QuantizedMatrix(self._grid, codes, Scales(scale, self._scales.zero))
 
 
-def into_cells(x: Tensor, level: Tensor, levels: Tensor) -> Tensor:
+def into_cells(x: Tensor, level: Tensor, levels: Tensor, margin: float = _MARGIN) -> Tensor:
     """Return x moved into the cell of the numbers that round to `level`.
 
     Args:
         x: places on the axis of the levels.
         level: the level of each, same shape.
         levels: all levels, ascending.
+        margin: how far inside, as a share of the cell, x comes to lie where it was outside.
 
     >>> into_cells(torch.tensor([0.3, 2.0]), torch.tensor([0.0, 1.0]), torch.tensor([-1.0, 0.0, 1.0, 2.0])).tolist()
     [0.3..., 1.48...]
+    >>> into_cells(torch.tensor([0.45, 2.0]), torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0, 2.0]), 0.25).tolist()
+    [0.4499..., 1.25]
     """
     levels = levels.to(x)
     middles = (levels[1:] + levels[:-1]) / 2
     walls = torch.cat([(2 * levels[0] - middles[0])[None], middles, (2 * levels[-1] - middles[-1])[None]])
     index = torch.bucketize(level, middles)
     low, high = walls[index], walls[index + 1]
-    margin = _MARGIN * (high - low)
-    return torch.minimum(torch.maximum(x, low + margin), high - margin)
+    outside = (x < low) | (x > high)
+    away = torch.where(outside, margin, _MARGIN) * (high - low)
+    return torch.minimum(torch.maximum(x, low + away), high - away)
 
 
 class LearnedModel:

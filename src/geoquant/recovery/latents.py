@@ -37,6 +37,9 @@ from geoquant.recovery.settings import Settings
 from geoquant.recovery.sharding import whole
 
 _HIGH_PRECISION = 16
+_MARGIN = 0.25
+"""Float weights outside the cells of their codes start so far inside, as a share of the cell. Rounding that looks at
+inputs leaves many of them; if all started on the walls, the first steps would flip them together and undo it."""
 _FIRST_THRESHOLD = 0.1  # of the oscillation frequency, from which the threshold of freezing falls
 
 
@@ -243,7 +246,7 @@ def _in_cells(site: Site, start: QuantizedMatrix, weight: Tensor) -> Tensor:
     grid, scales = start.grid, start.scales
     levels = grid.format.levels
     assert levels is not None
-    x = into_cells(grid.normalize(matrix, scales), grid.format.decode(start.codes), levels.float())
+    x = into_cells(grid.normalize(matrix, scales), grid.format.decode(start.codes), levels.float(), _MARGIN)
     fan_in = matrix.shape[1]
     scale = grid.granularity.expand(scales.scale, fan_in)
     zero = 0 if scales.zero is None else grid.granularity.expand(scales.zero, fan_in)

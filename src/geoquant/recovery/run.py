@@ -36,12 +36,13 @@ from geoquant.recovery.feeding import Source, Walked, mixed
 from geoquant.recovery.judging import Judge
 from geoquant.recovery.latents import Latents
 from geoquant.recovery.objective import Objective
-from geoquant.recovery.running import Stepper, norms_of, reestimate_norms_, training_mode_
+from geoquant.recovery.running import Stepper, absorb_statistics_, norms_of, reestimate_norms_, training_mode_
 from geoquant.recovery.settings import Settings
 from geoquant.recovery.trace import Trace, TracePoint, Tracer
 from geoquant.storage import Json
 
 _TRACE_POINTS = 20
+_ABSORBED = 16  # batches whose statistics norms take over before they follow each batch
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,9 @@ class Run:
             self._resume_(self._path)
             return
         self._look(0)
+        if self._settings.norms == "train" and self._settings.reestimate:
+            count = min(_ABSORBED, len(self._source), self._settings.reestimate)
+            absorb_statistics_(self._latents.model, (self._batch(step) for step in range(count)), self._forward)
         self._trace(0)
 
     def _step_(self) -> None:

@@ -6,7 +6,7 @@ surrounds the steps (validation, checkpoints, the end) is in `geoquant.recovery.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from geoquant.models import Forward, predict
+from geoquant.models import Forward, evaluating, predict
 from geoquant.recovery.latents import Latents
 from geoquant.recovery.objective import Objective
 from geoquant.recovery.settings import Settings
+from geoquant.recovery.sharding import assign_, whole
 
 
 def make_optimizer(latents: Latents, settings: Settings) -> torch.optim.Optimizer:
@@ -102,6 +103,69 @@ def reestimate_norms_(model: nn.Module, batches: Iterator[Any], forward: Forward
             predict(model, batch, forward)
             count += 1
     return count
+
+
+@torch.no_grad()
+def absorb_statistics_(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> int:
+    """Give batch norms the statistics that `batches` have now; return how many norms that were.
+
+    Scale and shift take up the difference, so that in evaluation mode the model computes what it computed before. Where
+    rounding corrected norms, their statistics are those of the float net; training mode, which normalizes by each
+    batch, would start without the correction.
+
+    >>> norm = nn.BatchNorm1d(1).eval()
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> before = norm(x)
+    >>> absorb_statistics_(norm, [x]), norm.running_mean.item(), norm.running_var.item()
+    (1, 2.0, 1.0)
+    >>> torch.allclose(norm(x), before)
+    True
+    """
+    norms = [norm for norm in norms_of(model) if norm.affine]
+    seen = {norm: _Moments() for norm in norms}
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: seen[norm].add(args[0])) for norm in norms]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                predict(model, batch, forward)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        if seen[norm].count:
+            _absorb_(norm, *seen[norm].result())
+    return len(norms)
+
+
+def _absorb_(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    running_mean, running_var = norm.running_mean, norm.running_var
+    assert running_mean is not None
+    assert running_var is not None
+    scale, shift = whole(norm.weight), whole(norm.bias)
+    slope = scale / (running_var + norm.eps).sqrt()
+    assign_(norm.bias, shift + slope * (mean.to(slope) - running_mean))
+    assign_(norm.weight, slope * (variance.to(slope) + norm.eps).sqrt())
+    running_mean.copy_(mean)
+    running_var.copy_(variance)
+
+
+class _Moments:
+    """Mean and variance of each channel, over all batches."""
+
+    def __init__(self) -> None:
+        self.count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Take in the input (n, channels, ...) of a norm."""
+        rows = x.detach().transpose(0, 1).flatten(1).double()
+        self.count += rows.shape[1]
+        self._sum = self._sum.to(rows) + rows.sum(1)
+        self._squares = self._squares.to(rows) + rows.square().sum(1)
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return mean and variance, both (channels,)."""
+        mean = self._sum / self.count
+        return mean, self._squares / self.count - mean.square()
 
 
 @contextmanager
