@@ -48,4 +48,4 @@ def test_the_code_runs_and_prints_what_the_page_says(page: str, alone: None) -> 
         elif language == "text":
             wanted, found = shape(body), shape(said)
             assert found[: len(wanted)] == wanted
-    assert runs >= 5
+    assert runs == text.count("```python") > 0
