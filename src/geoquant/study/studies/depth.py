@@ -2,8 +2,8 @@
 
 "Curvature-Guided Transformer Quantization" says that early layers need fewer bits and later layers more,
 "Curvature-Guided Bit Allocation" that both ends need 2–4 times the bits of the middle. What a layer needs is measured:
-the bits that the exact plan gives it for the damage of rounding it alone, at an average of 3 bits, and the least width
-that it alone can do with.
+the bits that the exact plan gives it for the damage of rounding it alone, at an average of 3.5 bits, and the least
+width that it alone can do with.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from geoquant.study.results import Result, Results
 RISING, ENDS = "Curvature-Guided Transformer Quantization", "Curvature-Guided Bit Allocation"
 APART = 0.25
 """Bits by which two parts of a net must differ to count as different."""
-AVERAGE = 3
+AVERAGE = 3.5
+"""Bits of the plans, on average: between two widths, so that even a net of few layers has something to choose."""
 
 SMALL: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 128, "test": 250}
 SOME: dict[str, Any] = {"images": 20_000, "epochs": 10, "calibration": 256, "test": 250}
@@ -40,7 +41,7 @@ NETS = {
 def run(configuration: Configuration) -> dict[str, Any]:
     """Measure every layer of one net."""
     case = case_of(configuration)
-    rows = layer_facts(case.model, case.calibration, AVERAGE, configuration["seed"])
+    rows = layer_facts(case.model, case.calibration, configuration["average"], configuration["seed"])
     depth, bits = [row["depth"] for row in rows], [row["bits_exact"] for row in rows]
     return {
         "layers": len(rows),
@@ -59,8 +60,8 @@ def configurations(preset: Preset) -> Iterator[Configuration]:
         for net, data in nets.items():
             if preset != "quick" or at_hand(data):
                 trained = {**sizes, "images": None, "epochs": 20} if net == "digits_cnn" else sizes
-                yield {"net": net, "data": data, "seed": seed, **trained}
-    pretrained = {"seed": 0, "calibration": sizes["calibration"], "test": 250}
+                yield {"net": net, "data": data, "seed": seed, "average": AVERAGE, **trained}
+    pretrained = {"seed": 0, "average": AVERAGE, "calibration": sizes["calibration"], "test": 250}
     yield {"net": RESNET20, "data": "cifar10", **pretrained}
     if preset != "quick":
         yield {"net": STORIES, "data": "TinyStories", **pretrained, "calibration": 64, "test": 8}
