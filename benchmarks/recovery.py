@@ -167,7 +167,7 @@ def _train_float(model: nn.Module, task: Task, steps: int, options: dict[str, An
 def run(cell: Cell, task: Task, arguments: argparse.Namespace) -> dict[str, Any]:
     """Carry out one cell; return its figures."""
     plan = plan_of(cell, task.model)
-    options = {"rate": 5e-4, "step_rate": 1e-3, "free_rate": 5e-4, "seed": cell.seed, **arguments.set}
+    options = {"seed": cell.seed, **arguments.set}
     steps = steps_that_fit(task, cell, plan, options, arguments)
     calibration, trace = _calibration(task), None
     start, busy = time.perf_counter(), time.process_time()

@@ -60,7 +60,7 @@ def recover_command(
         str,
         typer.Option(help="lsq also learns the grids' steps (better below 4 bits); ste keeps them."),
     ] = "lsq",
-    rate: Annotated[float, typer.Option(help="Peak learning rate of the weights.")] = 3e-4,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of the weights.")] = 5e-4,
     norms: Annotated[
         str,
         typer.Option(

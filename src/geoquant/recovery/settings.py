@@ -63,9 +63,9 @@ class Settings:
     steps: int | None = None
     method: str = "lsq"
     optimizer: str = "adamw"
-    rate: float = 1e-3
+    rate: float = 5e-4
     step_rate: float = 1e-3
-    free_rate: float = 1e-3
+    free_rate: float = 5e-4
     weight_decay: float = 0.0
     momentum: float = 0.9
     schedule: str = "cosine"
