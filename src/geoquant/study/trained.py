@@ -30,6 +30,7 @@ from geoquant.training import fit_classifier_
 HELD_OUT = 0.1
 """The share of the training images that calibration is drawn from, and training is not."""
 FORMAT = 1
+"""To be raised when the same recipe trains another net than before: kept nets of older formats are not read."""
 
 
 @dataclass(frozen=True)
