@@ -14,7 +14,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +110,18 @@ def reading(count: int, folder: Path) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "one process": per_cell(arguments.cells, folder / "one"),
-        "two workers": per_cell(arguments.cells, folder / "two", jobs=2),
-    }
+    found: dict[str, Any] = {}
+
+    def add(name: str, row: dict[str, float]) -> None:
+        found[name] = row
+        print(name, row, flush=True)
+
+    add("one process", per_cell(arguments.cells, folder / "one"))
+    add("two workers", per_cell(arguments.cells, folder / "two", jobs=2))
     if arguments.ray:
-        with ExitStack() as stack:
-            cluster = stack.enter_context(Cluster("local", 2))
-            found["two Ray workers"] = per_cell(arguments.cells, folder / "ray", cluster=cluster)
-    found["report"] = reading(arguments.report_cells, folder / "report")
+        with Cluster("local", 2) as cluster:
+            add("two Ray workers", per_cell(arguments.cells, folder / "ray", cluster=cluster))
+    add("report", reading(arguments.report_cells, folder / "report"))
     return found
 
 
@@ -132,8 +134,6 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(arguments, Path(folder))
-    for name, row in found.items():
-        print(name, row)
     slowest = max(row["mean_ms"] for row in found.values() if "mean_ms" in row) / 1000
     built = sum(found["report"][part] for part in ("findings_seconds", "site_seconds"))
     print(f"limits: {LIMITS['cell']} s a cell (measured {slowest:.4f}), {LIMITS['report']} s a report ({built:.1f})")
