@@ -41,6 +41,7 @@ from geoquant.report.waterfall import Waterfall
 from geoquant.sensitivity import Profile
 
 DPI = 200
+LEAST_HEIGHT = 3.6  # inches, for the label of a colour bar
 LABEL = 34  # characters of a tick label
 ASKEW = 40  # characters of all labels along x together, from which on they stand askew
 
@@ -98,7 +99,8 @@ def heatmap_png(
     columns = [table.grids[j] for j in order]
     floor = log_floor(value for row in table.damage for value in row)
     values = np.array([clipped([row[j] for j in order], floor) for row in table.damage])
-    figure = Figure(figsize=(1.9 + 0.75 * len(columns), 1.6 + 0.24 * len(table.sites)), layout="constrained")
+    size = (1.9 + 0.75 * len(columns), max(1.6 + 0.24 * len(table.sites), LEAST_HEIGHT))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     norm = LogNorm() if floor is not None and values.min() < values.max() else Normalize()
     image = axes.imshow(values, norm=norm, cmap="cividis_r", aspect="auto")
