@@ -65,6 +65,11 @@ def test_it_recovers_from_quantizes_folder_and_resumes(
     assert document["bytes"] == (rounded / "model.safetensors").stat().st_size
     assert len(Trace.load(out_folder / "trace.json").points) == 25
     assert json.loads(run(capsys, *train, "--resume")[1]) == document
+    page = tmp_path / "page.html"
+    assert run(capsys, "report", str(rounded), "--recovery", str(out_folder), "--output", str(page))[0] == 0
+    assert 'id="recovery-trace"' in page.read_text()
+    code, _, err = run(capsys, "report", str(rounded), "--recovery", str(rounded), "--output", str(page))
+    assert (code, "holds no trace.json" in err) == (2, True)
     evaluated = ["evaluate", str(out_folder), "--model", *common, "--json"]
     code, out, _ = run(capsys, *evaluated)
     assert code == 0

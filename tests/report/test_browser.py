@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from browsing import DARK_INK, DESKTOP, LIGHT_INK, PHONE, Visit, drawn, text_colours, until
+from geoquant.recovery import Trace, TracePoint
 from geoquant.report import write_report
 from geoquant.report.labels import shorten
 
@@ -35,6 +36,17 @@ def test_every_plot_is_drawn_without_complaint_or_request(desk: Visit, full: Pat
     assert all(count > 0 for count in counts.values()), counts
     assert desk.complaints == []
     assert desk.requests == [full.as_uri()]
+
+
+def test_the_course_of_a_recovery_is_drawn_and_so_is_what_follows(visit, profile, plans, tmp_path: Path) -> None:
+    looks = (TracePoint(step, 0.1, 0.9 / (1 + step), -0.5, -0.2, 0.1, 0.4, 0.0, 0.0, 0.5) for step in (0, 5, 10))
+    target = write_report(tmp_path / "page.html", "Trained", profile=profile, plans=plans, trace=Trace(tuple(looks)))
+    seen = visit(target, **DESKTOP)
+    counts = drawn(seen.page)
+    assert "recovery-trace" in counts
+    assert "cost-plot" in counts
+    assert all(count > 0 for count in counts.values()), counts
+    assert seen.complaints == []
 
 
 def test_a_phone_in_the_dark_gets_every_plot_in_light_ink(visit, full: Path) -> None:

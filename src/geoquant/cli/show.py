@@ -75,12 +75,15 @@ def report_command(
     images: Annotated[int | None, typer.Option(min=1, help="Evaluate on this many samples only.")] = None,
     budgets: Annotated[str, typer.Option(help="Average bits to compare at, with --model.")] = DEFAULT_BUDGETS,
     plan: Annotated[list[Path] | None, typer.Option(help="More plans to show (repeatable).")] = None,
+    recovery: Annotated[
+        Path | None, typer.Option(help="Folder that `recover` wrote, to show its course; PATH by default.")
+    ] = None,
     tier_images: Annotated[
         int, typer.Option(min=0, help="Calibration samples for the error tiers of each plan, with --model; 0 for none.")
     ] = 2,
     as_json: AsJson = False,
 ) -> None:
-    """Write one self-contained HTML page about a profile or a plan, and the course of a recovery in its folder.
+    """Write one self-contained HTML page about a profile, a diagnosis or a plan, and the course of a recovery.
 
     With --model and --data, accuracy against bytes is measured on the test split, and the error tiers of each plan
     (error_bound, error_estimate, error_observed) on a few samples of the calibration split.
@@ -105,6 +108,9 @@ def report_command(
             if plans and tier_images:
                 few = read_batches(data, "train", normalize, weights, tier_images, tier_images, profile.seed, net)
                 falls = waterfalls(net, plans, few[0], tier_images)
+    course = (recovery or path) / TRACE_FILE
+    if recovery is not None and not course.exists():
+        raise FileFormatError(f"{recovery} holds no {TRACE_FILE}; name the folder that `geoquant recover` wrote")
     target = write_report(
         output,
         f"geoquant: {path.resolve().name}",
@@ -114,7 +120,7 @@ def report_command(
         float_point=float_point,
         waterfalls=falls,
         diagnoses=read_diagnoses(path),
-        trace=Trace.load(path / TRACE_FILE) if (path / TRACE_FILE).exists() else None,
+        trace=Trace.load(course) if course.exists() else None,
     )
     say(f"wrote {target}")
     show(str(target), {"path": str(target)}, as_json)

@@ -68,7 +68,7 @@
       put("path", { d: "M0 6h28", stroke: trace.line.color, "stroke-width": 2, "stroke-dasharray": DASH[trace.line.dash] || "none" });
     }
     if (/markers/.test(trace.mode)) {
-      const marker = trace.marker;
+      const marker = trace.marker || {};
       const symbol = [marker.symbol].flat().find((one) => !/-open$/.test(one));
       const shape = MARK[symbol] || MARK.circle;
       const outline = (marker.line && marker.line.color) || "none";
