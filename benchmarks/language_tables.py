@@ -115,16 +115,20 @@ def _apart(text: TextSet) -> tuple[TextSet, TextSet]:
 
 
 class Cells:
-    """Finished cells in one checksummed JSON file; what is there is not measured again."""
+    """Finished cells in one checksummed JSON file; what is there is not measured again, unless it failed."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._found: dict[str, Any] = read_document(file, CELLS, CELLS_VERSION)[1] if file.exists() else {}
 
+    def kept(self, key: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the cell of `key` as an earlier run left it, with figures or a reason; None where there is none."""
+        return self._found.get(digest(key)[:16])
+
     def get(self, key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """Return the cell of `key`, measured now where it is missing."""
         name = digest(key)[:16]
-        if name not in self._found:
+        if "reason" in self._found.get(name, {"reason": "never tried"}):
             start = time.perf_counter()
             self._found[name] = {"key": key, **measure(), "seconds": round(time.perf_counter() - start, 1)}
             write_document(self.file, CELLS, CELLS_VERSION, self._found)
@@ -201,14 +205,17 @@ def key_of(bench: Bench, name: str, budget: float, seed: int) -> dict[str, Any]:
 
 
 def measure_cells(
-    bench: Bench, cells: Cells, names: Sequence[str], budgets: Sequence[float], seeds: int
+    bench: Bench, cells: Cells, names: Sequence[str], budgets: Sequence[float], seeds: int, finished: bool = False
 ) -> list[dict[str, Any]]:
-    """Measure every contestant at every budget on every calibration set, saying how it goes."""
+    """Measure every contestant at every budget on every calibration set, saying how it goes.
+
+    With `finished`, only what is measured already is gathered.
+    """
     found = []
     for seed, budget, name in itertools.product(range(seeds), budgets, names):
-        if seed and name in UNSEEDED:
-            continue
         key = key_of(bench, name, budget, seed)
+        if (seed and name in UNSEEDED) or (finished and cells.kept(key) is None):
+            continue
         cell = cells.get(key, lambda n=name, b=budget, s=seed: CONTESTANTS[n](bench, cells, b, s))
         found.append(cell)
         print(f"{budget:g} bits, {name}, seed {seed}: {cell['loss']:.4f} at {cell['average_bits']:.3f}", flush=True)

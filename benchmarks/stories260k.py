@@ -14,6 +14,7 @@ environments (``peers/environments.py``).
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -35,18 +36,18 @@ BUDGETS = [8.005, 4.005, 3.005, 2.5, 2.005]
 def measure_peers(bench: Bench, cells: Cells, arguments: Any) -> list[dict[str, Any]]:
     """Measure the other tools at every budget on every calibration set; a reason where there is no figure."""
     found = []
-    for budget in arguments.budgets:
-        for name in PEERS:
-            for seed in range(arguments.seeds):
+    for seed, budget, name in itertools.product(range(arguments.seeds), arguments.budgets, PEERS):
 
-                def measure(name: str = name, budget: float = budget, seed: int = seed) -> dict[str, Any]:
-                    place, batches = arguments.peers.resolve(), bench.calibration(seed)
-                    settings = (arguments.checkpoint, batches, bench.test, budget, seed, arguments.threads)
-                    return judged(bench.model, measure_peer(name, place, *settings), budget)
+        def measure(name: str = name, budget: float = budget, seed: int = seed) -> dict[str, Any]:
+            place, batches = arguments.peers.resolve(), bench.calibration(seed)
+            settings = (arguments.checkpoint, batches, bench.test, budget, seed, arguments.threads)
+            return judged(bench.model, measure_peer(name, place, *settings), budget)
 
-                cell = cells.get(key_of(bench, name, budget, seed), measure)
-                print(f"{budget:g} bits, {name}, seed {seed}: {cell.get('loss', cell.get('reason'))}", flush=True)
-                found.append(cell)
+        key = key_of(bench, name, budget, seed)
+        cell = cells.kept(key) if arguments.finished else cells.get(key, measure)
+        if cell is not None:
+            found.append(cell)
+            print(f"{budget:g} bits, {name}, seed {seed}: {cell.get('loss', cell.get('reason'))}", flush=True)
     return found
 
 
@@ -59,6 +60,7 @@ def main() -> None:
     made.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="inclusive average bits")
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
     made.add_argument("--peers", type=Path, default=None, help="folder of the other tools' environments")
+    made.add_argument("--finished", action="store_true", help="write what earlier runs measured, and measure nothing")
     made.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     defaults = Settings(Path(), "", "")
     for name in ("window", "calibration", "profile", "choices", "evaluated", "steps"):
@@ -70,7 +72,8 @@ def main() -> None:
     bench = Bench(Settings(**{**chosen, "train": arguments.train_text, "test": arguments.test_text}))
     cells = Cells(arguments.output.with_name(f"{arguments.output.stem}-cells.json"))
     float_figures = bench.figures(bench.model)
-    found = measure_cells(bench, cells, arguments.only, arguments.budgets, arguments.seeds)
+    wanted = (arguments.only, arguments.budgets, arguments.seeds, arguments.finished)
+    found = measure_cells(bench, cells, *wanted)
     if arguments.peers is not None:
         found += measure_peers(bench, cells, arguments)
     gathered = rows([cell for cell in found if "loss" in cell])

@@ -13,11 +13,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import artifact_tables
 import result_tables
 from common import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "activations.md", "transforms.md")))
+PAGES = (
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / name
+        for name in ("results.md", "activations.md", "transforms.md", "language-models.md", "export.md")
+    ),
+)
 BOUNDS = ("bounds", "bounds_cnn4", "bounds_resnet20")
 BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 
@@ -103,6 +110,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "geometry": lambda: result_tables.geometry(load("geometry")),
     "activations": lambda: result_tables.activations(load("activation_bits")),
     "bounds": lambda: result_tables.bounds(*map(load, BOUNDS)),
+    "stories260k": lambda: artifact_tables.language(load("stories260k")),
+    "latency": lambda: artifact_tables.latency(load("onnx_latency")),
+    "large": lambda: artifact_tables.large(load("large_model_100m")),
+    "larger": lambda: artifact_tables.larger(load("large_model_100m"), "100m"),
 }
 
 

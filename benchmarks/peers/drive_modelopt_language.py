@@ -30,13 +30,14 @@ def quantize(job: LanguageJob) -> None:
     job.started()
     embedding = job.rounded_embedding()
     job.refuse_below(min(WIDTHS), embedding)
+    gradient = job.options["method"] == "gradient"
     fresh = copy.deepcopy(job.model)
     _, state = mtq.auto_quantize(
         job.model,
         constraints={"effective_bits": max(job.budget, min(WIDTHS))},
         quantization_formats=formats("mse"),
         data_loader=batches,
-        forward_step=lambda model, batch: model(**batch),
+        forward_step=lambda model, batch: model(**batch) if gradient else model(**batch).logits,
         loss_func=lambda output, batch: output.loss,
         disabled_layers=["*embed_tokens*", *(["*lm_head*"] if job.tied else [])],
         num_calib_steps=len(batches),

@@ -29,7 +29,7 @@ def bench() -> SimpleNamespace:
     folders = [str(BENCHMARKS / "peers"), str(BENCHMARKS)]
     sys.path[:0] = folders
     try:
-        names = ("driving", "driving_language", "language_peers")
+        names = ("driving", "driving_language", "language_peers", "artifact_tables")
         return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     finally:
         del sys.path[: len(folders)]
@@ -101,3 +101,19 @@ def test_a_missing_environment_is_a_reason(bench, tmp_path):
     batches = _labelled(token_batches(1, 1, 5))
     found = bench.language_peers.measure_peer("ModelOpt gradient", tmp_path, tmp_path, batches, batches, 4.0, 0, 1)
     assert "there is no environment 'modelopt'" in found["reason"]
+
+
+def test_the_table_marks_the_best_and_lists_reasons(bench):
+    def cell(name, budget, **more):
+        return {"key": {"contestant": name, "budget": budget}, **more}
+
+    rows = [
+        {"contestant": "a", "budget": 4.0, "loss": 1.5, "spread": 0.01, "seeds": 3},
+        {"contestant": "b", "budget": 4.0, "loss": 1.25, "spread": 0.0, "seeds": 1},
+        {"contestant": "a", "budget": 3.0, "loss": 2.0, "spread": 0.0, "seeds": 1},
+    ]
+    cells = [cell("a", 4.0), cell("b", 4.0), cell("a", 3.0), cell("b", 3.0, reason="too few bits")]
+    lines = bench.artifact_tables.language({"rows": rows, "cells": cells, "float": {"loss": 1.0}}).splitlines()
+    assert "| a | 1.500 ± 0.010 | **2.000** |" in lines
+    assert "| b | **1.250** | – |" in lines
+    assert lines[-1] == "- b, 3: too few bits"

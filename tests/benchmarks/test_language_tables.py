@@ -69,3 +69,4 @@ def test_a_whole_table_on_a_tiny_model(tables, tmp_path):
     assert [cell["key"]["contestant"] for cell in found] == names
     assert all(cell["average_bits"] <= 3 and cell["loss"] > 0 for cell in found)
     assert all(cell["tokens"] == 2 * 15 for cell in found)
+    assert tables.measure_cells(bench, cells, names, [4.0, 3.0], 2, finished=True) == found  # and nothing is measured
