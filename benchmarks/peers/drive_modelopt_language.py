@@ -7,6 +7,8 @@ whose delivered bits are closest to the budget. The embedding and a head that is
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Collection
 from typing import Any
 
 import modelopt.torch.quantization as mtq
@@ -25,16 +27,24 @@ def layer_formats(config: dict[str, Any], job: LanguageJob) -> dict[str, LayerFo
     return found
 
 
+def effective_bits(job: LanguageJob, bits: int, embedding: Collection[str]) -> float:
+    """Return what ModelOpt counts where all layers have one width: codes only, and 16 bits for the embedding."""
+    counts = {name: math.prod(shape) for name, shape in job.shapes.items()}
+    share = sum(counts[name] for name in embedding) / sum(counts.values())
+    return 16 * share + bits * (1 - share)
+
+
 def quantize(job: LanguageJob) -> None:
     batches = [{"input_ids": batch, "labels": batch} for batch in job.batches()]
     job.started()
     embedding = job.rounded_embedding()
     job.refuse_below(min(WIDTHS), embedding)
+    lowest, highest = (effective_bits(job, bits, embedding) for bits in (min(WIDTHS), max(WIDTHS)))
     gradient = job.options["method"] == "gradient"
     fresh = copy.deepcopy(job.model)
     _, state = mtq.auto_quantize(
         job.model,
-        constraints={"effective_bits": max(job.budget, min(WIDTHS))},
+        constraints={"effective_bits": highest},  # of no consequence for the scores
         quantization_formats=formats("mse"),
         data_loader=batches,
         forward_step=lambda model, batch: model(**batch) if gradient else model(**batch).logits,
@@ -51,7 +61,7 @@ def quantize(job: LanguageJob) -> None:
     def delivered(constraint: float) -> float:
         return job.delivered({**layer_formats(configuration(constraint), job), **embedding})
 
-    constraint = closest_within(job.budget, delivered, min(WIDTHS), max(WIDTHS))
+    constraint = closest_within(job.budget, delivered, lowest, highest)
     config = configuration(constraint)
     config["algorithm"] = MSE
     model = mtq.quantize(fresh, config, forward_loop=lambda model: [model(**batch) for batch in batches])
