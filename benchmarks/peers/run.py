@@ -11,6 +11,7 @@ that a rerun goes on where the last one stopped. See docs/peers.md.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -62,7 +63,8 @@ def contestants(arguments: Any) -> list[Contestant]:
     for width in (2, 3, 4):
         found.append(Contestant(f"HQQ, int{width}", "hqq", "drive_hqq.py", {"width": width}, False))
     found.append(Contestant("AutoRound", "auto_round", "drive_auto_round.py", {"width": 4}, False))
-    return [one for one in found if (one.environment or "geoquant") in arguments.only]
+    wanted = [one for one in found if (one.environment or "geoquant") in arguments.only]
+    return [one for one in wanted if re.search(arguments.names, one.name)]
 
 
 def geoquant_options(arguments: Any, effort: str) -> dict[str, Any]:
@@ -217,6 +219,7 @@ def main() -> None:
     made.add_argument("--mct-epochs", type=int, default=10, help="of MCT's gradient-based rounding")
     everyone = ["geoquant", "modelopt", "mct", "quanto", "hqq", "auto_round"]
     made.add_argument("--only", nargs="+", choices=everyone, default=everyone)
+    made.add_argument("--names", default="", help="only contestants in whose name this regular expression is found")
     arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
     bench = Bench(arguments)
