@@ -52,8 +52,8 @@ LOW_LOSS_BASIN = register(
         "low-loss-basin",
         "Rounding that leaves the low-loss basin, and training that finds back",
         SOURCE,
-        "Why does rounding fail at few bits, and why does training with gradients at the quantized weights recover? "
-        "What the low-loss basin predicts, tried on trained nets.",
+        "Why does rounding fail at few bits, and why does training with gradients at the quantized weights recover: do "
+        "trained nets do what the low-loss basin predicts?",
         {preset: partial(configurations, preset) for preset in PRESETS},
         run,
         claims=CLAIMS,
