@@ -2,7 +2,7 @@
 
 Measured, not believed (docs/predictors.md): where batch norms are corrected after rounding, one layer's KL in a net
 whose norms are not corrected speaks of a net that nobody deploys, and a gradient at the layers' outputs ranks plans far
-better. Without batch norms the KL is worth its time.
+better. Without batch norms there is nothing to correct, and the KL is taken at its word.
 """
 
 from __future__ import annotations
