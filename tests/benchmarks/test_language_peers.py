@@ -9,9 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file

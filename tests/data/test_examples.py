@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
-pytest.importorskip("transformers")
-
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 from geoquant.data import ExampleSet, example_batches, load_data, load_examples

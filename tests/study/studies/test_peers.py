@@ -70,6 +70,17 @@ def test_less_is_better_for_a_loss(part: str, verdict: str) -> None:
     assert peers.ahead(Results((Result({"part": part}, {}, rows),))).verdict == verdict
 
 
+def test_budgets_where_no_other_tool_has_a_figure_are_named_and_win_nothing() -> None:
+    rows = (
+        {"contestant": "geoquant", "budget": 2.5, "figure": 90.0},
+        {"contestant": "HQQ", "budget": 2.5, "figure": None},
+    )
+    claim = peers.ahead(Results((Result({"part": "vision"}, {}, rows),)))
+    assert claim.verdict == "not measured"
+    assert "no other tool has one on" in claim.measured
+    assert "2.5 bits" in claim.measured
+
+
 def test_where_the_tools_are_at_hand_the_comparison_runs(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit(tree, ROWS)
     monkeypatch.setenv(peers.ENVIRONMENTS, "somewhere")

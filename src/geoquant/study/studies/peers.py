@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,8 @@ def _is_peer(row: Mapping[str, Any]) -> bool:
 
 
 def ahead(results: Results) -> Claim:
-    """Compare geoquant's best with the best of the others at every budget."""
-    findings = []
+    """Compare geoquant's best with the best of the others at every budget; name the budgets where there is no other."""
+    findings, alone = [], []
     for cell in results:
         unit, sign = (" %", 1) if cell["part"] == "vision" else (" nats a token", -1)
         for budget in dict.fromkeys(row["budget"] for row in cell.rows if row["budget"] is not None):
@@ -132,8 +133,12 @@ def ahead(results: Results) -> Claim:
                 text = f"{NETS[cell['part']]} at {budget:g} bits: {own['figure']:.4g}{unit} by {own['contestant']}, "
                 text += f"{other['figure']:.4g} by {other['contestant']}"
                 findings.append(Finding(text, sign * (own["figure"] - other["figure"]) >= 0))
-    text = "At equal delivered bits geoquant is at least as good as every other tool"
-    return judged(text, SOURCE, results, findings)
+            elif own is not None:
+                alone.append(f"{NETS[cell['part']]} at {budget:g} bits")
+    text = "At equal delivered bits geoquant is at least as good as every other tool that has a figure there"
+    claim = judged(text, SOURCE, results, findings)
+    without = f"; no other tool has one on {', '.join(alone)}" if alone else ""
+    return replace(claim, measured=claim.measured + without)
 
 
 def over_bits(part: str, results: Results) -> Figure | None:

@@ -96,6 +96,7 @@ def memory(method: str) -> Callable[[Results], Claim]:
             if found:
                 text = f"{name_of(results, net)}: {spread(found, ' %')}"
                 text += f", {statistics.fmean(coarse):.0f} % against 4, 8, 16 and 32 bits alone" if coarse else ""
+                text += f"; both at {len(sweeps(results, UNIFORM, net)[0].rows)} sizes"
                 findings.append(Finding(text, statistics.fmean(found) >= 15))
         text = f"15–25 % less memory than uniform widths at equal accuracy (within {DROP} points): {method}"
         return judged(text, SOURCE, results, findings)
@@ -121,18 +122,21 @@ def accuracy(method: str) -> Callable[[Results], Claim]:
 
 
 def dominates(results: Results) -> Claim:
-    """Ask whether CAQ's curve lies above those of the baselines wherever both have a point."""
+    """Ask whether CAQ's curve lies nowhere below those of the baselines, and above them somewhere.
+
+    Curves that are equal wherever both have a point dominate nothing.
+    """
     findings = []
     rivals = ("uniform", "gradient norm", "Hessian diagonal", "random search")
     for net in nets(results):
         caq = _means(sweeps(results, WRITTEN, net))
         for rival in rivals:
             other = _means(sweeps(results, rival, net))
-            worse = [width for width in caq if width in other and caq[width] < other[width]]
-            shared = [width for width in caq if width in other]
-            if shared:
-                text = f"{name_of(results, net)}, {rival}: behind at {len(worse)} of {len(shared)} sizes"
-                findings.append(Finding(text, not worse))
+            leads = [caq[width] - other[width] for width in caq if width in other]
+            if leads:
+                ahead, behind = sum(lead > 0 for lead in leads), sum(lead < 0 for lead in leads)
+                text = f"{name_of(results, net)}, {rival}: ahead at {ahead}, behind at {behind} of {len(leads)} sizes"
+                findings.append(Finding(text, ahead > 0 and behind == 0))
     return judged("CAQ's curve of accuracy over size dominates the baselines", SOURCE, results, findings)
 
 
