@@ -6,7 +6,7 @@ Options: ``width``.
 from __future__ import annotations
 
 from auto_round import AutoRound
-from driving import Job, LayerFormat, drive
+from driving import Job, LayerFormat
 
 
 def run(job: Job) -> None:
@@ -19,4 +19,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(run)
+    Job.drive(run)

@@ -13,7 +13,7 @@ from typing import Any
 from auto_round import AutoRound, AutoScheme
 from auto_round.schemes import QuantizationScheme
 from driving import LayerFormat, stored_bits
-from driving_language import LanguageJob, drive
+from driving_language import LanguageJob
 from transformers import AutoTokenizer
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
@@ -61,4 +61,4 @@ def layer_formats(found: dict[str, dict[str, Any]], job: LanguageJob) -> dict[st
 
 
 if __name__ == "__main__":
-    drive(quantize)
+    LanguageJob.drive(quantize)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from driving import Job, LayerFormat, drive
+from driving import Job, LayerFormat
 
 import geoquant as gq
 from geoquant.sensitivity import DEFAULT_GRIDS, NARROW_GRIDS
@@ -30,4 +30,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(run)
+    Job.drive(run)

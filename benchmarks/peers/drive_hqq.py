@@ -7,7 +7,7 @@ out as (channels, fan_in), per channel, with a scale and a zero point of 16 bits
 from __future__ import annotations
 
 import torch
-from driving import Job, LayerFormat, drive
+from driving import Job, LayerFormat
 from hqq.core.quantize import Quantizer
 
 
@@ -26,4 +26,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(run)
+    Job.drive(run)

@@ -18,7 +18,7 @@ for _name in ("nms", "qnms"):
     _library.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 import model_compression_toolkit as mct  # noqa: E402
-from driving import SCALE_BITS, Job, LayerFormat, drive  # noqa: E402
+from driving import SCALE_BITS, Job, LayerFormat  # noqa: E402
 from mct_quantizers import QuantizationMethod  # noqa: E402
 from model_compression_toolkit.target_platform_capabilities.constants import BIAS_ATTR, KERNEL_ATTR  # noqa: E402
 from model_compression_toolkit.target_platform_capabilities.schema import mct_current_schema as schema  # noqa: E402
@@ -109,4 +109,4 @@ def quantize(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(quantize)
+    Job.drive(quantize)

@@ -12,7 +12,7 @@ from typing import Any
 
 import modelopt.torch.quantization as mtq
 import torch.nn.functional as F
-from driving import Job, LayerFormat, average_bits, closest_within, drive
+from driving import Job, LayerFormat, average_bits, closest_within
 
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 UNQUANTIZED = 16  # what ModelOpt counts for a layer that it leaves alone
@@ -74,4 +74,4 @@ def quantize(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(quantize)
+    Job.drive(quantize)

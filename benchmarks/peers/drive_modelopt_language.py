@@ -14,7 +14,7 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 from drive_modelopt import MSE, WIDTHS, formats
 from driving import LayerFormat, closest_within
-from driving_language import LanguageJob, drive
+from driving_language import LanguageJob
 
 
 def layer_formats(config: dict[str, Any], job: LanguageJob) -> dict[str, LayerFormat]:
@@ -70,4 +70,4 @@ def quantize(job: LanguageJob) -> None:
 
 
 if __name__ == "__main__":
-    drive(quantize)
+    LanguageJob.drive(quantize)

@@ -12,7 +12,7 @@ from typing import Any
 
 import nncf
 from driving import LayerFormat, closest_within
-from driving_language import LanguageJob, drive
+from driving_language import LanguageJob
 from nncf.torch.quantization.layers import BaseWeightsDecompressor
 
 
@@ -58,4 +58,4 @@ def quantize(job: LanguageJob) -> None:
 
 
 if __name__ == "__main__":
-    drive(quantize)
+    LanguageJob.drive(quantize)

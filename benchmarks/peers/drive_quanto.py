@@ -7,7 +7,7 @@ divides by 128, 96, 64 or 32.
 
 from __future__ import annotations
 
-from driving import Job, LayerFormat, drive
+from driving import Job, LayerFormat
 from optimum.quanto import HqqOptimizer, MaxOptimizer, freeze, qint2, qint4, qint8, quantize
 
 WIDTHS = {2: qint2, 4: qint4, 8: qint8}
@@ -29,4 +29,4 @@ def run(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    drive(run)
+    Job.drive(run)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 SCALE_BITS = 16
 FLOAT_BITS = 32
@@ -112,12 +112,13 @@ def build(net_file: Path, name: str) -> Any:
     return getattr(module, name)()
 
 
-class Job:
-    """One cell: the net, the images and the budget that a driver was given, and where its answer goes."""
+class Task:
+    """What all jobs share: budget, seed, options, a clock, and one form of answer."""
+
+    shapes: Shapes
 
     def __init__(self, description: dict[str, Any], folder: Path) -> None:
         import torch
-        from safetensors.torch import load_file
 
         torch.set_num_threads(int(description["threads"]))
         torch.manual_seed(int(description["seed"]))
@@ -125,6 +126,45 @@ class Job:
         self.seed: int = description["seed"]
         self.options: dict[str, Any] = description["options"]
         self.folder = folder
+        self._start = self._seconds = 0.0
+
+    @classmethod
+    def drive(cls, action: Callable[[Self], None]) -> None:
+        """Read the job that the command line names and carry it out."""
+        made = argparse.ArgumentParser()
+        made.add_argument("job", type=Path, help="job.json in the folder that the answer goes to")
+        path: Path = made.parse_args().job
+        action(cls(json.loads(path.read_text()), path.parent))
+
+    def started(self) -> None:
+        """Start the clock: what comes before is import and reading."""
+        self._start = time.perf_counter()
+
+    def stopped(self) -> None:
+        """Stop the clock: what comes after is evaluation."""
+        self._seconds = time.perf_counter() - self._start
+
+    def write(self, layers: Mapping[str, LayerFormat], notes: Mapping[str, Any], **found: Any) -> None:
+        """Write the formats, what was found with them, and the time it took."""
+        report = {
+            "layers": {name: asdict(layer) for name, layer in layers.items()},
+            "average_bits": average_bits(self.shapes, layers),
+            **found,
+            "seconds": self._seconds,
+            "notes": notes,
+        }
+        temporary = self.folder / "answer.json.part"
+        temporary.write_text(json.dumps(report))
+        temporary.replace(self.folder / "answer.json")
+
+
+class Job(Task):
+    """One cell: the net, the images and the budget that a driver was given, and where its answer goes."""
+
+    def __init__(self, description: dict[str, Any], folder: Path) -> None:
+        from safetensors.torch import load_file
+
+        super().__init__(description, folder)
         self.model = build(Path(description["net_file"]), description["net"])
         self.model.load_state_dict(load_file(description["weights"]), strict=False)
         self.model.eval()
@@ -133,8 +173,6 @@ class Job:
         }
         self.calibration: Any = load_file(description["calibration"])["images"]
         self._test = description["test"]
-        self._start = time.perf_counter()
-        self._seconds = 0.0
 
     @property
     def layers(self) -> dict[str, Any]:
@@ -148,14 +186,6 @@ class Job:
         """Return the calibration images in batches."""
         return list(self.calibration.split(size))
 
-    def started(self) -> None:
-        """Start the clock: what comes before is import and reading."""
-        self._start = time.perf_counter()
-
-    def stopped(self) -> None:
-        """Stop the clock: what comes after is evaluation."""
-        self._seconds = time.perf_counter() - self._start
-
     def answer(self, model: Any, layers: Mapping[str, LayerFormat], **notes: Any) -> None:
         """Evaluate the quantized net on the test images and write logits and formats."""
         import torch
@@ -165,20 +195,4 @@ class Job:
         with torch.no_grad():
             logits = torch.cat([model(batch).float() for batch in images.split(250)])
         save_file({"logits": logits.contiguous()}, str(self.folder / "logits.safetensors"))
-        report = {
-            "layers": {name: asdict(layer) for name, layer in layers.items()},
-            "average_bits": average_bits(self.shapes, layers),
-            "seconds": self._seconds,
-            "notes": notes,
-        }
-        temporary = self.folder / "answer.json.part"
-        temporary.write_text(json.dumps(report))
-        temporary.replace(self.folder / "answer.json")
-
-
-def drive(action: Callable[[Job], None]) -> None:
-    """Read the job that the command line names and carry it out."""
-    made = argparse.ArgumentParser()
-    made.add_argument("job", type=Path, help="job.json in the folder that the answer goes to")
-    path: Path = made.parse_args().job
-    action(Job(json.loads(path.read_text()), path.parent))
+        self.write(layers, notes)

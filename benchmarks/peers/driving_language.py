@@ -8,20 +8,16 @@ embeddings alone, which no budget below 4 bits survives, so a driver rounds it f
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from driving import LayerFormat, Shapes, average_bits
+from driving import LayerFormat, Shapes, Task, average_bits
 
 UNQUANTIZED = LayerFormat(16)
 
 
-class LanguageJob:
+class LanguageJob(Task):
     """One cell: checkpoint, calibration windows (windows, tokens), test windows with labels, budget, options."""
 
     def __init__(self, description: dict[str, Any], folder: Path) -> None:
@@ -29,13 +25,8 @@ class LanguageJob:
         import transformers
         from safetensors.torch import load_file
 
-        torch.set_num_threads(int(description["threads"]))
-        torch.manual_seed(int(description["seed"]))
-        self.budget: float = description["budget"]
-        self.seed: int = description["seed"]
-        self.options: dict[str, Any] = description["options"]
+        super().__init__(description, folder)
         self.checkpoint: str = description["checkpoint"]
-        self.folder = folder
         load = transformers.AutoModelForCausalLM.from_pretrained
         self.model = load(self.checkpoint, dtype=torch.float32, local_files_only=True).eval()
         self.model.config.use_cache = False
@@ -43,7 +34,6 @@ class LanguageJob:
         self.calibration: Any = load_file(description["calibration"])["tokens"]
         self.test: Any = load_file(description["test"])
         self.shapes: Shapes = {name: tuple(module.weight.shape) for name, module in self.weights.items()}
-        self._start = self._seconds = 0.0
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -76,14 +66,6 @@ class LanguageJob:
             self.model.tie_weights()
         return found
 
-    def started(self) -> None:
-        """Start the clock: what comes before is import and reading."""
-        self._start = time.perf_counter()
-
-    def stopped(self) -> None:
-        """Stop the clock: what comes after is evaluation."""
-        self._seconds = time.perf_counter() - self._start
-
     def delivered(self, layers: Mapping[str, LayerFormat]) -> float:
         """Return inclusive average bits; weights that are not named count 16."""
         return average_bits(self.shapes, {name: layers.get(name, UNQUANTIZED) for name in self.shapes})
@@ -108,23 +90,4 @@ class LanguageJob:
                 each = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=-100, reduction="none")
                 nats += each.double().sum(1).tolist()
                 counts += (wanted != -100).sum(1).tolist()
-        full = {name: layers.get(name, UNQUANTIZED) for name in self.shapes}
-        report = {
-            "layers": {name: asdict(layer) for name, layer in full.items()},
-            "average_bits": average_bits(self.shapes, full),
-            "nats": nats,
-            "counts": counts,
-            "seconds": self._seconds,
-            "notes": notes,
-        }
-        temporary = self.folder / "answer.json.part"
-        temporary.write_text(json.dumps(report))
-        temporary.replace(self.folder / "answer.json")
-
-
-def drive(action: Callable[[LanguageJob], None]) -> None:
-    """Read the job that the command line names and carry it out."""
-    made = argparse.ArgumentParser()
-    made.add_argument("job", type=Path, help="job.json in the folder that the answer goes to")
-    path: Path = made.parse_args().job
-    action(LanguageJob(json.loads(path.read_text()), path.parent))
+        self.write({name: layers.get(name, UNQUANTIZED) for name in self.shapes}, notes, nats=nats, counts=counts)
