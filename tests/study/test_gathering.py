@@ -8,7 +8,7 @@ import pytest
 
 from geoquant.errors import StudyError
 from geoquant.findings import Claim, Figure, Series, Table
-from geoquant.study import Results, Study, fullest, gather, results, run_study, summary
+from geoquant.study import Results, Study, begun, fullest, gather, results, run_study, summary
 from study_toys import numbers, square, toy
 
 
@@ -63,10 +63,12 @@ def test_the_fullest_preset_is_the_one_with_cells_of_its_own(tmp_path: Path) -> 
     grids = {"quick": lambda: numbers(2), "laptop": lambda: numbers(4), "full": lambda: numbers(8)}
     study = Study("toy", "t", "s", "q?", grids, square)
     assert fullest(study, tmp_path) is None
+    assert not begun(study, "quick", tmp_path)
     run_study(study, "quick", tmp_path)
     assert fullest(study, tmp_path) == "quick"  # the cells that laptop shares with it do not speak for laptop
     run_study(study, "full", tmp_path, only="x=6")
     assert fullest(study, tmp_path) == "full"
+    assert begun(study, "laptop", tmp_path)
     assert len(results(study, "laptop", tmp_path)) == 2
     assert results(study, "laptop", tmp_path).missing == 2
 

@@ -28,10 +28,10 @@ from geoquant.study import (
     Store,
     Study,
     Watcher,
+    begun,
     fullest,
     gather,
     holds,
-    results,
     run_study,
 )
 
@@ -218,7 +218,7 @@ def _begun(study: Study, preset: Preset | None, output: Path) -> Preset | None:
     """Return the preset to report, or None when no cell of it is finished."""
     if preset is None:
         return fullest(study, output)
-    return preset if len(results(study, preset, output)) else None
+    return preset if begun(study, preset, output) else None
 
 
 def _report_text(findings: list[StudyFindings], index: Path) -> str:

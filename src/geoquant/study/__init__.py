@@ -2,7 +2,7 @@
 
 from geoquant.study import studies
 from geoquant.study.declaration import PRESETS, STUDIES, Cell, Configuration, Preset, Study, register
-from geoquant.study.gathering import fullest, gather, results
+from geoquant.study.gathering import begun, fullest, gather, results
 from geoquant.study.results import Result, Results, Summary, summary
 from geoquant.study.runner import RunReport, Watcher, holds, run_study
 from geoquant.study.store import Failure, Outcome, Store
@@ -22,6 +22,7 @@ __all__ = [
     "Study",
     "Summary",
     "Watcher",
+    "begun",
     "fullest",
     "gather",
     "holds",

@@ -27,9 +27,14 @@ def fullest(study: Study, folder: Path | str) -> Preset | None:
     for preset in PRESETS:
         own = [cell for cell in study.grid(preset) if cell.key not in known]
         known |= {cell.key for cell in own}
-        if any(outcome.status == "done" for outcome in store.read_all(own).values()):
+        if _any_done(store, own):
             found = preset
     return found
+
+
+def begun(study: Study, preset: Preset, folder: Path | str) -> bool:
+    """Say whether a cell of a preset is finished, reading no more of them than that takes."""
+    return _any_done(Store(Path(folder)), study.grid(preset))
 
 
 def gather(study: Study, preset: Preset, folder: Path | str) -> StudyFindings:
@@ -63,6 +68,11 @@ def gather(study: Study, preset: Preset, folder: Path | str) -> StudyFindings:
         _versions(done.values()),
         (dates[0], dates[-1]),
     )
+
+
+def _any_done(store: Store, cells: Iterable[Cell]) -> bool:
+    outcomes = (store.read(cell) for cell in cells)
+    return any(outcome is not None and outcome.status == "done" for outcome in outcomes)
 
 
 def _read(study: Study, preset: Preset, folder: Path | str) -> tuple[tuple[Cell, ...], dict[str, Outcome]]:
