@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from geoquant import progress
 from geoquant.cli.app import app
+from geoquant.cli.demo_recovery import diagnose_and_recover
 from geoquant.cli.demo_training import train_in_few_bits
 from geoquant.cli.inputs import AsJson, Seed, fast, say, show
 from geoquant.cli.show import waterfalls
@@ -79,7 +80,7 @@ def demo_command(
     seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train, profile, allocate, quantize, save, reload and report, then train in few bits; needs no network.
+    """Train, profile, allocate, quantize, save, reload; diagnose, recover; train in few bits; needs no network.
 
     Example: `geoquant demo --output demo/`, then open `demo/report.html`
     """
@@ -101,6 +102,8 @@ def demo_command(
         float_point = measure_point(model, None, test, "float", "float32")
         chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
         falls = waterfalls(model, chosen, calibration[0], 4)
+        say("one bit a weight: diagnosing, rounding, and training what rounding breaks")
+        mended = diagnose_and_recover(model, seed)
         measured.save(output)
         quantize_(model, chosen[1], calibration, seed=seed)
         size = saved_and_reloaded(model, chosen[1], output / "w3", test[0][0])
@@ -112,6 +115,8 @@ def demo_command(
             points=everything,
             float_point=float_point,
             waterfalls=falls,
+            diagnoses=[mended.diagnosis],
+            trace=mended.trace,
         )
         say("training the same net in few bits, forward, backward and all")
         training_table, training = train_in_few_bits(seed)
@@ -119,9 +124,10 @@ def demo_command(
     document["points"] = [
         {"method": p.method, "label": p.label, "bytes": p.bytes, "accuracy": p.accuracy.value} for p in points
     ]
-    document["training"] = training
+    document |= {"recovery": mended.to_json(), "training": training}
     text = (
-        f"{table_text(points, float_point)}\n\n{training_table}\n\nsaved and reloaded {output / 'w3'}: {size:,} bytes "
+        f"{table_text(points, float_point)}\n\n{mended}\n\n{training_table}\n\n"
+        f"saved and reloaded {output / 'w3'}: {size:,} bytes "
         f"as predicted, logits bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
     )
     show(text, document, as_json)
