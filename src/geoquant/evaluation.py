@@ -74,8 +74,9 @@ def kl_per_sample(reference: Tensor, logits: Tensor, mask: Tensor | None = None)
     """
     if reference.shape != logits.shape:
         raise ModelError(f"logits changed their shape from {tuple(reference.shape)} to {tuple(logits.shape)}")
-    log_p = F.log_softmax(reference.float(), -1)
-    log_q = F.log_softmax(logits.float(), -1)
+    precise = torch.promote_types(torch.promote_types(reference.dtype, logits.dtype), torch.float32)
+    log_p = F.log_softmax(reference.to(precise), -1)
+    log_q = F.log_softmax(logits.to(precise), -1)
     each = (log_p.exp() * (log_p - log_q)).sum(-1)
     return _mean_per_sample(each, mask)
 
