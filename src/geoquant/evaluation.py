@@ -60,24 +60,30 @@ class WeightedMean:
         return Mean(value, math.sqrt(residual * self.samples / (self.samples - 1)) / total, self.samples)
 
 
-def kl_per_sample(reference: Tensor, logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def kl_per_sample(
+    reference: Tensor, logits: Tensor, mask: Tensor | None = None, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Return KL(reference ‖ logits) in nats, averaged inside each sample, and the predictions per sample.
 
     Args:
         reference: logits of the float model, (samples, ..., classes).
         logits: logits of the changed model, same shape.
         mask: which predictions count, (samples, ...); all when None.
+        temperature: T²·KL of softmax(z/T). At high temperature this is half the variance, over the classes, of what
+            logits move: all samples count about alike, where at 1 those that are unsure count most.
 
     >>> same = torch.zeros(2, 3)
     >>> kl_per_sample(same, same)[0].tolist()
     [0.0, 0.0]
+    >>> kl_per_sample(torch.tensor([[9.0, 1.0]]), torch.tensor([[9.0, 3.0]]), temperature=1e3)[0].round(decimals=3)
+    tensor([0.5000], dtype=torch.float64)
     """
     if reference.shape != logits.shape:
         raise ModelError(f"logits changed their shape from {tuple(reference.shape)} to {tuple(logits.shape)}")
-    precise = torch.promote_types(torch.promote_types(reference.dtype, logits.dtype), torch.float32)
-    log_p = F.log_softmax(reference.to(precise), -1)
-    log_q = F.log_softmax(logits.to(precise), -1)
-    each = (log_p.exp() * (log_p - log_q)).sum(-1)
+    precise = torch.float32 if temperature == 1 else torch.float64  # flat predictions hardly differ
+    log_p = F.log_softmax(reference.to(precise) / temperature, -1)
+    log_q = F.log_softmax(logits.to(precise) / temperature, -1)
+    each = temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
     return _mean_per_sample(each, mask)
 
 

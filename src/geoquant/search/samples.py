@@ -61,12 +61,20 @@ def scores(
 class Divergence:
     """KL from the float model in nats per prediction, sample by sample, always on the same samples.
 
+    Args:
+        model: the float model.
+        batches: the samples.
+        forward: how to call models.
+        temperature: of the predictions (see `kl_per_sample`).
+
     Attributes:
         weights: (n,) predictions in each sample.
     """
 
-    def __init__(self, model: nn.Module, batches: Sequence[Any], forward: Forward | None = None) -> None:
-        self._batches, self._forward = batches, forward
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, temperature: float = 1.0
+    ) -> None:
+        self._batches, self._forward, self._temperature = batches, forward, temperature
         self._reference = logits(model, batches, forward)
         pairs = zip(batches, self._reference, strict=True)
         counts = [kl_per_sample(found, found, prediction_mask(batch, found))[1] for batch, found in pairs]
@@ -78,7 +86,7 @@ class Divergence:
         for batch, wanted, found in zip(
             self._batches, self._reference, logits(model, self._batches, self._forward), strict=True
         ):
-            values.append(kl_per_sample(wanted, found, prediction_mask(batch, wanted))[0])
+            values.append(kl_per_sample(wanted, found, prediction_mask(batch, wanted), self._temperature)[0])
         return np.asarray(torch.cat(values).double().cpu().numpy(), np.float64)
 
 

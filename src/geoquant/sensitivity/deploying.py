@@ -51,8 +51,7 @@ def softened_divergences(
             logits = predict(model, batch, subject.forward)
             mask = prediction_mask(batch, reference)
             for found, heat in zip(values, temperatures, strict=True):
-                # flat predictions hardly differ: in float32 little of their divergence would be left
-                each, count = kl_per_sample(reference.double() / heat, logits.double() / heat, mask)
-                found.append(heat**2 * each.cpu())
-            counts.append(count.cpu())
+                each, count = kl_per_sample(reference, logits, mask, heat)
+                found.append(each.double().cpu())
+            counts.append(count.double().cpu())
     return torch.stack([torch.cat(found) for found in values]).numpy(), torch.cat(counts).numpy()
