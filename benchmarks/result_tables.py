@@ -288,6 +288,9 @@ def ranks(document: Document) -> str:
     return markdown(heads, body)
 
 
+SHORT = (4.0, 3.0, 2.5, 2.0)
+
+
 def peers(document: Document) -> str:
     """Everyone at every budget."""
     rows = document["rows"]
@@ -303,6 +306,24 @@ def peers(document: Document) -> str:
         seconds = [row["seconds"] for row in mine if "seconds" in row]
         body.append([name, *cells, f"{statistics.mean(seconds):.0f}"])
     return markdown(["at delivered average bits", *(f"{size:.4g}" for size in sizes), "seconds"], body)
+
+
+def peers_in_short(document: Document) -> str:
+    """Everyone at the budgets that are asked; a tool that chooses no widths stands at the budget below its own size."""
+    rows = [row for row in document["rows"] if "reason" not in row]
+    searching = {row["contestant"] for row in rows if row["budget"] in SHORT}
+    body = []
+    for name in dict.fromkeys(row["contestant"] for row in rows):
+        cells = [""] * len(SHORT)
+        for row in (row for row in rows if row["contestant"] == name):
+            if row["budget"] in SHORT:
+                cells[SHORT.index(row["budget"])] = _figure(row)
+            elif name not in searching:
+                place = next(place for place, size in enumerate(SHORT) if size <= row["average_bits"])
+                cells[place] = f"{_figure(row)} (at {row['average_bits']:.2f})"
+        own = name.startswith("geoquant")
+        body.append([f"**{name}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
+    return markdown(["test accuracy, %", *(f"{size:g} bits" for size in SHORT)], body)
 
 
 def _peer_cell(row: dict[str, Any] | None) -> str:

@@ -103,6 +103,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "predictors": lambda: result_tables.predictors(load("resnet20_predictors")),
     "ranks": lambda: result_tables.ranks(load("damage_rank")),
     "peers": lambda: result_tables.peers(load("peers")),
+    "peers_short": lambda: result_tables.peers_in_short(load("peers")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
     "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),
     "transforms_activations": lambda: result_tables.transformed_activations(load("transforms_llama")),

@@ -74,6 +74,43 @@ def table_text(points: tuple[Point, ...], float_point: Point) -> str:
     return align(rows, (False, False, True, True, True, True))
 
 
+def allocate_and_report(model: nn.Module, output: Path, seed: int) -> tuple[str, dict[str, Any]]:
+    """Measure, allocate, quantize, diagnose, recover, save and report; return a text and its figures."""
+    images = digits("train")
+    calibration = images.batches(128, limit=256, seed=seed, normalize="dataset")
+    test = digits("test").batches(256, normalize="dataset")
+    say(f"profiling every layer at every width by {len(COMPARED)} predictors, and the geometry of the loss")
+    measured = profile(model, calibration, predictors=COMPARED, seed=seed, geometry=True)
+    say("allocating, quantizing and evaluating")
+    pairs = plans_at_equal_bytes(measured)
+    deployed = {("geoquant + GPTQ", label): plan for (name, label), plan in pairs.items() if name == "geoquant"}
+    points = sweep(model, pairs, test) + sweep(model, deployed, test, calibration=calibration)
+    everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
+    float_point = measure_point(model, None, test, "float", "float32")
+    chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
+    falls = waterfalls(model, chosen, calibration[0], 4)
+    say("one bit a weight: diagnosing, rounding, and training what rounding breaks")
+    mended = diagnose_and_recover(model, seed)
+    measured.save(output)
+    quantize_(model, chosen[1], calibration, seed=seed)
+    size = saved_and_reloaded(model, chosen[1], output / "w3", test[0][0])
+    write_report(
+        output / "report.html",
+        "geoquant demo: digits",
+        profile=measured,
+        plans=chosen,
+        points=everything,
+        float_point=float_point,
+        waterfalls=falls,
+        diagnoses=[mended.diagnosis],
+        trace=mended.trace,
+    )
+    figures = [{"method": p.method, "label": p.label, "bytes": p.bytes, "accuracy": p.accuracy.value} for p in points]
+    saved = f"saved and reloaded {output / 'w3'}: {size:,} bytes as predicted, logits bit-identical"
+    text = f"{table_text(points, float_point)}\n\n{saved}\n\n{mended}"
+    return text, {"bytes": size, "points": figures, "recovery": mended.to_json()}
+
+
 @app.command("demo")
 def demo_command(
     output: Annotated[Path, typer.Option(help="Folder for artifacts and report.")] = Path("geoquant-demo"),
@@ -89,45 +126,9 @@ def demo_command(
     with progress.shown():
         say("training a small convolutional net on scikit-learn's digits")
         model = train_digits(seed)
-        images = digits("train")
-        calibration = images.batches(128, limit=256, seed=seed, normalize="dataset")
-        test = digits("test").batches(256, normalize="dataset")
-        say(f"profiling every layer at every width by {len(COMPARED)} predictors, and the geometry of the loss")
-        measured = profile(model, calibration, predictors=COMPARED, seed=seed, geometry=True)
-        say("allocating, quantizing and evaluating")
-        pairs = plans_at_equal_bytes(measured)
-        deployed = {("geoquant + GPTQ", label): plan for (name, label), plan in pairs.items() if name == "geoquant"}
-        points = sweep(model, pairs, test) + sweep(model, deployed, test, calibration=calibration)
-        everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
-        float_point = measure_point(model, None, test, "float", "float32")
-        chosen = [plan for (method, _), plan in pairs.items() if method == "geoquant"]
-        falls = waterfalls(model, chosen, calibration[0], 4)
-        say("one bit a weight: diagnosing, rounding, and training what rounding breaks")
-        mended = diagnose_and_recover(model, seed)
-        measured.save(output)
-        quantize_(model, chosen[1], calibration, seed=seed)
-        size = saved_and_reloaded(model, chosen[1], output / "w3", test[0][0])
-        page = write_report(
-            output / "report.html",
-            "geoquant demo: digits",
-            profile=measured,
-            plans=chosen,
-            points=everything,
-            float_point=float_point,
-            waterfalls=falls,
-            diagnoses=[mended.diagnosis],
-            trace=mended.trace,
-        )
+        text, figures = allocate_and_report(model, output, seed)
         say("training the same net in few bits, forward, backward and all")
         training_table, training = train_in_few_bits(seed)
-    document: dict[str, Any] = {"report": str(page), "seconds": time.perf_counter() - start, "bytes": size}
-    document["points"] = [
-        {"method": p.method, "label": p.label, "bytes": p.bytes, "accuracy": p.accuracy.value} for p in points
-    ]
-    document |= {"recovery": mended.to_json(), "training": training}
-    text = (
-        f"{table_text(points, float_point)}\n\n{mended}\n\n{training_table}\n\n"
-        f"saved and reloaded {output / 'w3'}: {size:,} bytes "
-        f"as predicted, logits bit-identical\nreport: {page.resolve()}  ({document['seconds']:.0f} s)"
-    )
-    show(text, document, as_json)
+    seconds, page = time.perf_counter() - start, (output / "report.html").resolve()
+    document = {"report": str(page), "seconds": seconds, **figures, "training": training}
+    show(f"{text}\n\n{training_table}\n\nreport: {page}  ({seconds:.0f} s)", document, as_json)
