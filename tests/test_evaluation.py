@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from geoquant.errors import DataError
-from geoquant.evaluation import WeightedMean, divergence, evaluate, kl_per_sample, logits
+from geoquant.evaluation import Divergence, WeightedMean, divergence, evaluate, kl_per_sample, logits
 from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize
 from nets import small_batches, small_net
@@ -118,3 +118,26 @@ def test_causal_language_models_are_scored_as_transformers_scores_them(padded: b
         wanted = float(model(**batch).loss)
     assert result.cross_entropy.value == pytest.approx(wanted, rel=1e-5)
     assert result.predictions == (3 * 8 - 3 if padded else 3 * 8)
+
+
+def test_the_softest_divergence_is_half_the_variance_of_what_logits_move() -> None:
+    model, batches = small_net(), small_batches(4)
+    changed = quantize(model, uniform_plan(model, "int3"))
+    moved = torch.cat(logits(changed, batches)) - torch.cat(logits(model, batches))
+    sharp, soft = Divergence(model, batches).of(changed, 1.0, 3000.0)
+    assert soft == pytest.approx(0.5 * moved.double().var(-1, correction=0).numpy(), rel=0.02)
+    assert sharp.mean() == pytest.approx(divergence(model, changed, batches).value, rel=1e-4)
+
+
+def test_predictions_are_softened_until_a_few_samples_no_longer_make_up_the_divergence() -> None:
+    model, batches = small_net(), small_batches(4)
+    with torch.no_grad():
+        model.head.weight.mul_(20.0)
+    changed = quantize(model, uniform_plan(model, "int3"))
+    found = Divergence(model, batches)
+    heat = found.steady_temperature(changed)
+    noise = [values.std() / values.mean() / math.sqrt(len(values)) for values in found.of(changed, 1.0, heat / 2, heat)]
+    assert heat > 1
+    assert min(noise[:2]) > 0.05
+    assert noise[2] < noise[0]
+    assert Divergence(model, batches * 400).steady_temperature(changed) == 1

@@ -11,13 +11,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoquant.errors import DataError, ModelError
 from geoquant.models import Forward, inference, predict, prediction_mask, targets_of
 from geoquant.progress import task
+
+Floats = NDArray[np.float64]
+TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
+STEADY = 0.05
+"""A divergence whose standard error is at most this share of it is no longer luck."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,50 @@ def logits(model: nn.Module, batches: Iterable[Any], forward: Forward | None = N
     """Return the logits of every batch, to compare other models with."""
     with inference(model):
         return [predict(model, batch, forward) for batch in batches]
+
+
+class Divergence:
+    """KL from a float model in nats per prediction, sample by sample, always on the same samples.
+
+    A net that is sure of nearly all its answers has nearly all of its divergence in a few samples, so that the mean
+    over a few hundred of them is mostly luck. Softened predictions (see `kl_per_sample`) hear every sample: by them
+    changed models are compared where the divergence itself is too noisy.
+
+    Args:
+        model: the float model.
+        batches: the samples.
+        forward: how to call models.
+
+    Attributes:
+        weights: (n,) predictions in each sample.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Any], forward: Forward | None = None) -> None:
+        self._batches, self._forward = batches, forward
+        self._reference = logits(model, batches, forward)
+        pairs = zip(batches, self._reference, strict=True)
+        counts = [kl_per_sample(found, found, prediction_mask(batch, found))[1] for batch, found in pairs]
+        self.weights: Floats = torch.cat(counts).double().cpu().numpy()
+
+    def of(self, model: nn.Module, *temperatures: float) -> Floats:
+        """Return the divergence of `model` on each sample at each temperature, (temperatures, n)."""
+        found = logits(model, self._batches, self._forward)
+        return np.stack([self._between(found, heat) for heat in temperatures])
+
+    def steady_temperature(self, model: nn.Module) -> float:
+        """Return the least temperature at which the divergence of `model` is known to 5 % of itself (STEADY)."""
+        found = logits(model, self._batches, self._forward)
+        for heat in TEMPERATURES[:-1]:
+            mean = WeightedMean()
+            mean.add(torch.from_numpy(self._between(found, heat)), torch.from_numpy(self.weights))
+            if mean.result().stderr <= STEADY * mean.result().value:
+                return heat
+        return TEMPERATURES[-1]
+
+    def _between(self, found: Sequence[Tensor], heat: float) -> Floats:
+        triples = zip(self._batches, self._reference, found, strict=True)
+        values = [kl_per_sample(wanted, own, prediction_mask(batch, wanted), heat)[0] for batch, wanted, own in triples]
+        return np.asarray(torch.cat(values).double().cpu().numpy(), np.float64)
 
 
 def evaluate(

@@ -98,6 +98,18 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(
         refine(small_net(), start, small_batches(4, 32, 9), state=state)
 
 
+def test_softened_predictions_may_decide_and_the_figures_stay_divergences(start: Plan, tmp_path: Path) -> None:
+    options = {"temperature": 16.0, "state": tmp_path / "state.json"}
+    found = refine(small_net(), start, small_batches(4, 32, 9), evaluations=12, **options)
+    assert found.temperature == 16
+    assert "temperature 16" in str(found)
+    assert [step.kl for step in found.trace[:1]] == [pytest.approx(kl(start), rel=1e-4)]
+    assert found.kl == pytest.approx(kl(found.plan), rel=1e-4)
+    assert found.kl < found.trace[0].kl
+    with pytest.raises(PlanError, match="another plan"):
+        refine(small_net(), start, small_batches(4, 32, 9), state=tmp_path / "state.json")
+
+
 def test_wishes_are_kept(measured: Profile) -> None:
     budget = gq.Budget(average_bits=5)
     plan = gq.allocate(measured, budget, fixed={"stem": "int6"}, fused=[("block", "head")], solver="uniform")

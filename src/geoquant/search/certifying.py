@@ -14,9 +14,10 @@ import numpy as np
 from torch import nn
 
 from geoquant.bounds import Certificate, CertificateSequence
+from geoquant.evaluation import Floats
 from geoquant.models import Forward
 from geoquant.progress import task
-from geoquant.search.samples import Floats, Metric, scores
+from geoquant.search.samples import Metric, scores
 
 GROWTH = 1.5
 """The certificate looks again when it has so many times the samples."""

@@ -1,11 +1,12 @@
 """Can a plan be improved by trying other plans for real?
 
 A table of single moves leaves out how layers act together. So whole plans near the current one are deployed and
-measured by the divergence from the float model, which needs no labels. What was measured corrects the table
-(`geoquant.sensitivity.beliefs`); the exact solver then proposes the best plan within the budget that changes at most a
-few layers. It is accepted when its divergence falls by more than the noise of the paired difference; then the trust
-region grows; otherwise it shrinks. What is accepted was chosen on these very samples, so the final figure belongs to
-others.
+measured by the divergence from the float model, which needs no labels; where a few samples make up most of it, by that
+of softened predictions, since luck would decide otherwise (`geoquant.evaluation.Divergence`). What was measured
+corrects the table (`geoquant.sensitivity.beliefs`); the exact solver then proposes the best plan within the budget that
+changes at most a few layers. It is accepted when its divergence falls by more than the noise of the paired difference;
+then the trust region grows; otherwise it shrinks. What is accepted was chosen on these very samples, so the final
+figure belongs to others.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from torch import nn
 from geoquant import storage
 from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError
+from geoquant.evaluation import Divergence, Floats
 from geoquant.models import Forward
 from geoquant.plan import Plan
 from geoquant.plan.nearby import Neighbourhood
 from geoquant.progress import task
-from geoquant.search.samples import Deploy, Divergence, pipeline
-from geoquant.sensitivity.beliefs import Beliefs, Columns, Floats, paired
+from geoquant.search.samples import Deploy, pipeline
+from geoquant.sensitivity.beliefs import Beliefs, Columns, paired
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 SMALLEST = 2
 """Within a full budget a layer only gains bits when another one loses some."""
 DRAWS = 30
@@ -42,7 +44,8 @@ class Evaluated:
     Attributes:
         names: the grid of each site, then ``site=grid`` for each activation (`Plan.key`).
         kl: divergence from the float model, nats per prediction.
-        change: the same minus the plan's that was current then; negative is better.
+        change: of the divergence that decides, from the plan that was current then, in nats at the rate of the first
+            plan; negative is better.
         stderr: of that change; samples are paired.
         radius: how many sites or fused groups were allowed to change.
         accepted: whether it became the current plan.
@@ -64,11 +67,13 @@ class Refined:
         plan: with the corrected table as its evidence, and a proven bound of its own sum of that table.
         trace: every evaluation in order, the plan to start from first.
         stopped: why it ended.
+        temperature: of the predictions by which plans were compared; 1 is the divergence itself.
     """
 
     plan: Plan
     trace: tuple[Evaluated, ...]
     stopped: str
+    temperature: float = 1.0
 
     @property
     def kl(self) -> float:
@@ -78,7 +83,8 @@ class Refined:
     def __str__(self) -> str:
         return (
             f"{len(self.trace)} plans evaluated, {sum(step.accepted for step in self.trace) - 1} accepted: divergence "
-            f"{self.trace[0].kl:.4g} -> {self.kl:.4g} nats on the samples that chose ({self.stopped})"
+            f"{self.trace[0].kl:.4g} -> {self.kl:.4g} nats on the samples that chose (compared at temperature "
+            f"{self.temperature:g}; {self.stopped})"
         )
 
 
@@ -91,6 +97,7 @@ def refine(
     evaluations: int = 40,
     radius: int | None = None,
     margin: float = 2.0,
+    temperature: float | None = None,
     state: Path | str | None = None,
     label: str = "",
     forward: Forward | None = None,
@@ -107,6 +114,8 @@ def refine(
         radius: how many layers the first proposal may change; a quarter of them when None.
         margin: a plan is accepted when its divergence falls by more than so many standard errors of the paired
             difference. Many plans are tried, so at one standard error luck would pass for progress.
+        temperature: of the predictions by which plans are compared; when None, the least of 1, 2, 4, 8 and 16 at which
+            the first plan's divergence is known to 5 %.
         state: a JSON file, written after every evaluation; a run that finds it there goes on from it.
         label: what `deploy` does, in words; a `state` of another label is refused.
         forward: how to call the model.
@@ -123,14 +132,14 @@ def refine(
     near.evidence  # noqa: B018  says so when there is none
     data = collect(batches)
     first = max(SMALLEST, len(near.columns) // 4) if radius is None else radius
-    record = _Record(None if state is None else Path(state), _key(plan, data, seed, first, margin, label))
+    key = _key(plan, data, seed=seed, radius=first, margin=margin, temperature=temperature, label=label)
+    record = _Record(None if state is None else Path(state), key, temperature)
     run = _Run(near, Divergence(model, data, forward), deploy or pipeline(model), record, first, margin, seed)
     return run.go(evaluations)
 
 
-def _key(plan: Plan, data: Sequence[Any], seed: int, radius: int, margin: float, label: str) -> str:
+def _key(plan: Plan, data: Sequence[Any], **wish: Any) -> str:
     """Identify a run by everything that its decisions follow from; the deployment by its label."""
-    wish = {"seed": seed, "radius": radius, "margin": margin, "label": label}
     return storage.digest({"plan": plan.to_json(), "data": fingerprint(data), **wish})
 
 
@@ -150,8 +159,12 @@ class _Run:
         self._near, self._divergence, self._deploy, self._record = near, divergence, deploy, record
         self._radius, self._margin, self._seed = max(radius, 1), margin, seed
         self._current = near.columns
-        self._values = self._evaluate(near.columns)
-        self._first = self._values
+        self._rate = 1.0
+        kl, decides = self._evaluate(near.columns)
+        weights = divergence.weights
+        average = float(np.average(decides, weights=weights))
+        self._rate = float(np.average(kl, weights=weights)) / average if average > 0 else 1.0
+        self._values = self._first = self._evaluate(near.columns)
         self._trace = [self._entry(near.columns, self._values, 0.0, 0.0, True)]
         self._beliefs = Beliefs.of(near.choices.damage, near.columns, self._trace[0].kl)
 
@@ -167,7 +180,7 @@ class _Run:
                 self._step(proposal)
                 advance()
         plan = self._near.weighed(self._current, self._beliefs.mean(), f"{self._near.evidence.table.predictor}_refined")
-        return Refined(plan, tuple(self._trace), stopped)
+        return Refined(plan, tuple(self._trace), stopped, self._record.temperature or 1.0)
 
     def _propose(self) -> Columns | None:
         """Return the plan that should be best near the current one; where that was tried, one that might be."""
@@ -185,10 +198,10 @@ class _Run:
     def _step(self, proposal: Columns) -> None:
         values = self._evaluate(proposal)
         weights = self._divergence.weights
-        change, stderr = paired(values, self._values, weights)
+        change, stderr = paired(values[1], self._values[1], weights)
         accepted = change < -self._margin * stderr
         self._trace.append(self._entry(proposal, values, change, stderr, accepted))
-        self._beliefs = self._beliefs.after(proposal, *paired(values, self._first, weights))
+        self._beliefs = self._beliefs.after(proposal, *paired(values[1], self._first[1], weights))
         if accepted:
             self._current, self._values = proposal, values
             self._radius = min(2 * self._radius, len(proposal))
@@ -196,16 +209,19 @@ class _Run:
             self._radius = max(SMALLEST, self._radius // 2)
 
     def _entry(self, columns: Columns, values: Floats, change: float, stderr: float, accepted: bool) -> Evaluated:
-        kl = float(np.average(values, weights=self._divergence.weights))
+        kl = float(np.average(values[0], weights=self._divergence.weights))
         return Evaluated(self._near.bare(columns).key, kl, change, stderr, self._radius, accepted)
 
     def _evaluate(self, columns: Columns) -> Floats:
+        """Return a plan's divergence and the one that decides, (2, samples)."""
         plan = self._near.bare(columns)
         known = self._record.find(plan.key)
         if known is None:
-            known = self._divergence.of(self._deploy(plan))
-            self._record.add(plan.key, known)
-        return known
+            deployed = self._deploy(plan)
+            heat = self._record.temperature or self._divergence.steady_temperature(deployed)
+            known = self._divergence.of(deployed, 1.0, heat)
+            self._record.add(plan.key, known, heat)
+        return np.asarray(known * np.array([[1.0], [self._rate]]), np.float64)
 
 
 @dataclass(frozen=True)
@@ -213,8 +229,9 @@ class _Saved:
     """What the state file holds."""
 
     key: str
+    temperature: float
     names: tuple[tuple[str, ...], ...]
-    values: tuple[tuple[float, ...], ...]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
 
 
 _ADAPTER = TypeAdapter(_Saved)
@@ -223,8 +240,8 @@ _ADAPTER = TypeAdapter(_Saved)
 class _Record:
     """Evaluations so far, on disk after every one of them where there is a file."""
 
-    def __init__(self, path: Path | None, key: str) -> None:
-        self._path, self._key = path, key
+    def __init__(self, path: Path | None, key: str, temperature: float | None) -> None:
+        self._path, self._key, self.temperature = path, key, temperature
         self._values: dict[tuple[str, ...], Floats] = {}
         if path is not None and path.exists():
             self._load(path)
@@ -232,11 +249,11 @@ class _Record:
     def find(self, names: tuple[str, ...]) -> Floats | None:
         return self._values.get(names)
 
-    def add(self, names: tuple[str, ...], values: Floats) -> None:
-        self._values[names] = values
+    def add(self, names: tuple[str, ...], values: Floats, temperature: float) -> None:
+        self._values[names], self.temperature = values, temperature
         if self._path is not None:
-            rows = tuple(tuple(row.tolist()) for row in self._values.values())
-            saved = _Saved(self._key, tuple(self._values), rows)
+            rows = tuple(tuple(tuple(row) for row in both.tolist()) for both in self._values.values())
+            saved = _Saved(self._key, temperature, tuple(self._values), rows)
             storage.write_document(self._path, "refinement", STATE_VERSION, _ADAPTER.dump_python(saved, mode="json"))
 
     def _load(self, path: Path) -> None:
@@ -250,5 +267,6 @@ class _Record:
                 f"{path} belongs to the refinement of another plan, other data or another pipeline; give another file "
                 "or remove it"
             )
+        self.temperature = saved.temperature
         for names, values in zip(saved.names, saved.values, strict=True):
             self._values[names] = np.array(values)

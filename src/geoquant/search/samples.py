@@ -1,4 +1,4 @@
-"""What does a plan do to every single sample: its score, its divergence from the float model?
+"""What does a plan do to every single sample?
 
 Values per sample, so that two plans can be compared on the same samples: the difference of two means is then known far
 better than either mean.
@@ -10,18 +10,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from geoquant.errors import DataError, PlanError
-from geoquant.evaluation import accuracy_per_sample, kl_per_sample, logits
-from geoquant.models import Forward, batch_size, inference, predict, prediction_mask
+from geoquant.evaluation import Floats, accuracy_per_sample
+from geoquant.models import Forward, batch_size, inference, predict
 from geoquant.plan import Plan
 from geoquant.quantize import quantize
 
-Floats = NDArray[np.float64]
 Deploy = Callable[[Plan], nn.Module]
 """From a plan to a quantized model of its own, through the pipeline that will deploy it."""
 
@@ -56,38 +53,6 @@ def scores(
         if not bool(((scored >= 0) & (scored <= 1)).all()):
             raise PlanError("the metric gave a score outside 0 to 1; scale it, so that a certificate can be given")
         yield scored
-
-
-class Divergence:
-    """KL from the float model in nats per prediction, sample by sample, always on the same samples.
-
-    Args:
-        model: the float model.
-        batches: the samples.
-        forward: how to call models.
-        temperature: of the predictions (see `kl_per_sample`).
-
-    Attributes:
-        weights: (n,) predictions in each sample.
-    """
-
-    def __init__(
-        self, model: nn.Module, batches: Sequence[Any], forward: Forward | None = None, temperature: float = 1.0
-    ) -> None:
-        self._batches, self._forward, self._temperature = batches, forward, temperature
-        self._reference = logits(model, batches, forward)
-        pairs = zip(batches, self._reference, strict=True)
-        counts = [kl_per_sample(found, found, prediction_mask(batch, found))[1] for batch, found in pairs]
-        self.weights: Floats = torch.cat(counts).double().cpu().numpy()
-
-    def of(self, model: nn.Module) -> Floats:
-        """Return the divergence of `model` on each sample, (n,)."""
-        values = []
-        for batch, wanted, found in zip(
-            self._batches, self._reference, logits(model, self._batches, self._forward), strict=True
-        ):
-            values.append(kl_per_sample(wanted, found, prediction_mask(batch, wanted), self._temperature)[0])
-        return np.asarray(torch.cat(values).double().cpu().numpy(), np.float64)
 
 
 def check_disjoint(first: Sequence[Any], second: Sequence[Any]) -> None:

@@ -20,13 +20,14 @@ from torch import nn
 from geoquant.bounds import Certificate
 from geoquant.data import collect
 from geoquant.errors import GeoquantError
+from geoquant.evaluation import Floats
 from geoquant.models import Forward, batch_size
 from geoquant.plan import Budget, Plan, allocate
 from geoquant.plan.choices import make_choices
 from geoquant.plan.solving import make_request
 from geoquant.progress import task
 from geoquant.search.certifying import Certifier
-from geoquant.search.samples import Deploy, Floats, Metric, check_disjoint, pipeline, scores
+from geoquant.search.samples import Deploy, Metric, check_disjoint, pipeline, scores
 from geoquant.sensitivity import Profile
 
 

@@ -67,6 +67,11 @@ class Beliefs:
             noise=(*self.noise, noise),
         )
 
+    def scaled(self, factor: float) -> Beliefs:
+        """Return the same in another unit."""
+        differences, noise = (tuple(factor * value for value in values) for values in (self.differences, self.noise))
+        return replace(self, prior=factor * self.prior, differences=differences, noise=noise)
+
     def mean(self) -> Floats:
         """Return the expected damage (sites, grids)."""
         return self._corrected(self.prior, np.zeros(len(self.plans)))

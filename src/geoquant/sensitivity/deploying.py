@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from geoquant.evaluation import kl_per_sample
 from geoquant.grids import Grid
 from geoquant.models import get_weight, inference, predict, prediction_mask, set_weight_
-from geoquant.sensitivity.averaging import Array
 from geoquant.sensitivity.protocol import Subject
 
 Deploy = Callable[[tuple[Grid, ...]], nn.Module]
@@ -35,23 +33,3 @@ def divergences(subject: Subject, model: nn.Module, wanted: Sequence[Tensor]) ->
             logits = predict(model, batch, subject.forward)
             found.append(kl_per_sample(reference, logits, prediction_mask(batch, reference)))
     return found
-
-
-def softened_divergences(
-    subject: Subject, model: nn.Module, wanted: Sequence[Tensor], temperatures: Sequence[float]
-) -> tuple[Array, Array]:
-    """Return T²·KL of softmax(z/T) to the float predictions, (temperatures, samples), and predictions in each sample.
-
-    With logits z and z + δ, at high temperature this is half the variance of δ over the classes.
-    """
-    values: list[list[Tensor]] = [[] for _ in temperatures]
-    counts = []
-    with inference(model):
-        for batch, reference in zip(subject.batches, wanted, strict=True):
-            logits = predict(model, batch, subject.forward)
-            mask = prediction_mask(batch, reference)
-            for found, heat in zip(values, temperatures, strict=True):
-                each, count = kl_per_sample(reference, logits, mask, heat)
-                found.append(each.double().cpu())
-            counts.append(count.double().cpu())
-    return torch.stack([torch.cat(found) for found in values]).numpy(), torch.cat(counts).numpy()

@@ -7,38 +7,30 @@ predictor says of them at the float model. Plans are drawn until the regression 
 others. The table is good for plans of about this budget, and only for the pipeline that it was measured through. Needs
 no labels.
 
-A net that is sure of nearly all its answers has nearly all of its divergence in a few samples, so that the mean over a
-few hundred of them is mostly luck: of two plans, one half of the samples hardly says which the other half finds worse.
-Flatter predictions, softmax(z/T), hear every sample and every class; at high temperature T²·KL becomes half the
-variance of the logits' changes, and its luck is ten times smaller. Which temperature is best for *this* model is asked
-of the plans themselves: the one by which one half of the samples best ranks them by the other half's divergence.
+Plans are compared by softened predictions where the divergence itself is mostly luck, as it is for a net that is sure
+of nearly all its answers (`geoquant.evaluation.Divergence`); damages are then scaled to the divergence of all plans
+together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import rankdata
-from torch import Tensor
+from torch import nn
 
-from geoquant.evaluation import logits
+from geoquant.evaluation import Divergence
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array, rising
+from geoquant.sensitivity.averaging import rising
 from geoquant.sensitivity.beliefs import Beliefs, Columns, paired
-from geoquant.sensitivity.deploying import Deploy, round_to_nearest, softened_divergences
+from geoquant.sensitivity.deploying import Deploy, round_to_nearest
 from geoquant.sensitivity.fit import Fit
 from geoquant.sensitivity.operating_point import random_columns, stored_bits, thrifty_columns
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Predictor, Subject, table
 
-Damages = tuple[Array, Array]
-"""Of one plan: divergences (temperatures, samples), and predictions in each sample (samples,)."""
 LEAST = 24
 """Plans before it is asked how well the regression does."""
-TEMPERATURES = (1.0, 4.0, 16.0)
-"""Of the predictions that are compared; 1 is the divergence itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,78 +104,32 @@ class SampledPlans:
         """Deploy plans and learn from them."""
         generator = np.random.default_rng([subject.seed, round(1000 * self.average_bits)])
         prior = self.prior.measure(subject)
-        wanted = logits(subject.model, subject.batches, subject.forward)
+        divergence = Divergence(subject.model, subject.batches, subject.forward)
         cost, weights = stored_bits(subject), sum(site.weights for site in subject.sites)
         order = np.argsort(cost.sum(0), kind="stable")
-        seen = [thrifty_columns(subject, self.average_bits)]
-        damages = [self._damages(subject, seen[0], wanted)]
+        start = thrifty_columns(subject, self.average_bits)
+        first = self._deployed(subject, start)
+        heat = divergence.steady_temperature(first)
+        values = [divergence.of(first, 1.0, heat)]
+        beliefs = Beliefs.of(np.array(prior.damage), start, float(np.average(values[0][1], weights=divergence.weights)))
+        missed = math.inf
         with task("deploying random plans", self.plans) as advance:
             advance()
-            beliefs, temperature = learned(np.array(prior.damage), seen, damages)
-            missed = math.inf
-            while len(seen) < self.plans and missed > self.tolerance:
+            while len(values) < self.plans and missed > self.tolerance:
                 drawn = random_columns(cost[:, order], weights, self.average_bits, generator)
-                seen.append(tuple(int(order[column]) for column in drawn))
-                damages.append(self._damages(subject, seen[-1], wanted))
-                beliefs, temperature = learned(np.array(prior.damage), seen, damages)
-                missed = beliefs.missed() if len(seen) >= LEAST else math.inf
+                columns = tuple(int(order[column]) for column in drawn)
+                values.append(divergence.of(self._deployed(subject, columns), 1.0, heat))
+                beliefs = beliefs.after(columns, *paired(values[-1][1], values[0][1], divergence.weights))
+                missed = beliefs.missed() if len(values) >= LEAST else math.inf
                 advance()
-        spent = prior.cost + 1 + (1 + self.deploy_cost) * len(seen)
-        return Sampled(beliefs, missed, temperature, spent, subject.samples)
+        kl, steady = np.stack(values).mean(0) @ divergence.weights
+        spent = prior.cost + 1 + (1 + self.deploy_cost) * len(values)
+        scaled = beliefs.scaled(float(kl / steady)) if steady > 0 else beliefs
+        return Sampled(scaled, missed, heat, spent, subject.samples)
 
-    def _damages(self, subject: Subject, columns: Columns, wanted: list[Tensor]) -> Damages:
-        """Deploy one plan; return its divergence at every temperature, sample by sample."""
+    def _deployed(self, subject: Subject, columns: Columns) -> nn.Module:
         grids = tuple(subject.grids[column] for column in columns)
-        deployed = round_to_nearest(subject, grids) if self.deploy is None else self.deploy(grids)
-        return softened_divergences(subject, deployed, wanted, TEMPERATURES)
-
-
-def learned(predicted: Array, plans: Sequence[Columns], damages: Sequence[Damages]) -> tuple[Beliefs, float]:
-    """Return what plans say about the choices, by the temperature that tells most, and that temperature.
-
-    Args:
-        predicted: (sites, grids) what a predictor says, in any unit.
-        plans: deployed plans; the first is what the others are compared with.
-        damages: what each of them does.
-    """
-    values, weights = np.stack([each for each, _ in damages]), damages[0][1]
-    best = telling(values, weights) if len(plans) > LEAST // 2 else len(TEMPERATURES) - 1
-    means = np.einsum("ptn,n->pt", values, weights) / weights.sum()
-    total = float(means[:, best].sum())
-    chosen = values[:, best] * (float(means[:, 0].sum()) / total if total > 0 else 1.0)
-    beliefs = Beliefs.of(predicted, plans[0], float(np.average(chosen[0], weights=weights)))
-    for columns, own in zip(plans[1:], chosen[1:], strict=True):
-        beliefs = beliefs.after(columns, *paired(own, chosen[0], weights))
-    return beliefs, TEMPERATURES[best]
-
-
-def telling(values: Array, weights: Array) -> int:
-    """Return the temperature by which one half of the samples best ranks plans by the other half's divergence.
-
-    Args:
-        values: (plans, temperatures, samples), the first temperature being 1.
-        weights: (samples,) predictions in each.
-
-    >>> sure = np.tile([[0.0, 3.0, 0.0, 1.0]], (3, 1)) * [[1], [1], [2]]    # all plans look alike in two samples
-    >>> soft = np.outer([1.0, 2.0, 3.0], np.ones(4))
-    >>> telling(np.stack([sure, soft], axis=1), np.ones(4))
-    1
-    """
-    halves = [np.arange(len(weights)) % 2 == part for part in (0, 1)]
-    means = [values[..., half] @ weights[half] for half in halves]
-    ranks = [np.apply_along_axis(rankdata, 0, mean) for mean in means]
-    agreement = [
-        sum(_correlation(ranks[half][:, column], ranks[1 - half][:, 0]) for half in (0, 1))
-        for column in range(values.shape[1])
-    ]
-    return int(np.argmax(agreement))
-
-
-def _correlation(first: Array, second: Array) -> float:
-    """Return Pearson's correlation, 0 where one of them is constant."""
-    a, b = first - first.mean(), second - second.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else 0.0
+        return round_to_nearest(subject, grids) if self.deploy is None else self.deploy(grids)
 
 
 PREDICTORS.register(SampledPlans.name, SampledPlans())
