@@ -255,7 +255,10 @@ def _row(net: str, scheme: str, variant: str, method: str, members: list[dict[st
         "lost_loss_recovered": round((losses[1] - losses[2]) / (losses[1] - losses[0]), 3),
         "bytes": members[0]["bytes"],
         "steps": round(statistics.mean(member["steps"] for member in members)),
-        "minutes": round(statistics.mean(member["minutes"] for member in members), 1),
+        **{
+            figure: round(statistics.mean(member[figure] for member in members), 1)
+            for figure in ("minutes", "cpu_minutes")
+        },
     }
 
 

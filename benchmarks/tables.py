@@ -15,6 +15,7 @@ from typing import Any
 
 import artifact_tables
 import result_tables
+import training_tables
 from common import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": lambda: result_tables.ranks(load("damage_rank")),
     "peers": lambda: result_tables.peers(load("peers")),
     "peers_short": lambda: result_tables.peers_in_short(load("peers")),
+    "recovery": lambda: training_tables.recovery(load("recovery")),
+    "refinement": lambda: training_tables.refinement(load("refinement")),
+    "qat_step": lambda: training_tables.steps(load("qat_step")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
     "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),
     "transforms_activations": lambda: result_tables.transformed_activations(load("transforms_llama")),

@@ -1,0 +1,67 @@
+"""Tables of what training and trying bring back: from results to Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from result_tables import Document, markdown
+
+
+def recovery(document: Document) -> str:
+    """Training on the grids, scheme by scheme."""
+    body = []
+    for row in document["rows"]:
+        spread = f" ± {row['spread']:.1f}" if row["seeds"] > 1 else ""
+        asked = "" if row["target"] is None else f"{row['target']:.1f}"
+        vision = row["net"] == "ResNet-20"
+        body.append(
+            [
+                f"{row['net']}, {row['scheme']}{', ' + row['variant'] if row['variant'] else ''}",
+                row["method"],
+                f"{row['accuracy_rounded']:.1f}",
+                f"**{row['accuracy_result']:.1f}**{spread}" if vision else f"{row['accuracy_result']:.1f}{spread}",
+                asked,
+                f"{100 * row['lost_loss_recovered']:.0f} %",
+                f"{row['steps']:,}",
+                f"{row['cpu_minutes']:.0f}",
+            ]
+        )
+    heads = ["net and grids", "method", "rounded, %", "trained, %", "asked", "of the lost loss", "steps", "CPU minutes"]
+    return markdown(heads, body)
+
+
+def refinement(document: Document) -> str:
+    """Plans before and after refinement: divergence on images that took no part."""
+    rows: Sequence[dict[str, Any]] = document["rows"]
+    groups = dict.fromkeys((row["budget"], _kind(row)) for row in rows)
+    body = []
+    for budget, kind in groups:
+        mine = [row for row in rows if (row["budget"], _kind(row)) == (budget, kind)]
+        accepted = [row["accepted"] for row in mine if "accepted" in row]
+        body.append(
+            [
+                f"{budget:g}",
+                kind,
+                f"{statistics.mean(accepted):.1f}" if accepted else "",
+                *(_mean(mine, name, digits) for name, digits in (("held_out_kl", 4), ("test_kl", 4), ("accuracy", 2))),
+            ]
+        )
+    return markdown(["bits", "plans compared by", "accepted", "held-out KL", "test KL", "test accuracy, %"], body)
+
+
+def _kind(row: dict[str, Any]) -> str:
+    return str(row["compared by"]).split(" (")[0]
+
+
+def _mean(rows: Sequence[dict[str, Any]], name: str, digits: int) -> str:
+    values = [row[name] for row in rows]
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def steps(document: Document) -> str:
+    """Times of training steps, as ratios to a float step of the same rounds."""
+    rows = [[row["step"], f"{row['milliseconds']:.0f}", f"{row['ratio']:.2f}"] for row in document["rows"]]
+    return markdown(["step", "milliseconds", "× float"], rows)
