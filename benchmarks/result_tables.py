@@ -310,19 +310,16 @@ def peers(document: Document) -> str:
 
 def peers_in_short(document: Document) -> str:
     """Everyone at the budgets that are asked; a tool that chooses no widths stands at the budget below its own size."""
-    rows = [row for row in document["rows"] if "reason" not in row]
-    searching = {row["contestant"] for row in rows if row["budget"] in SHORT}
-    body = []
-    for name in dict.fromkeys(row["contestant"] for row in rows):
-        cells = [""] * len(SHORT)
-        for row in (row for row in rows if row["contestant"] == name):
-            if row["budget"] in SHORT:
-                cells[SHORT.index(row["budget"])] = _figure(row)
-            elif name not in searching:
-                place = next(place for place, size in enumerate(SHORT) if size <= row["average_bits"])
-                cells[place] = f"{_figure(row)} (at {row['average_bits']:.2f})"
-        own = name.startswith("geoquant")
-        body.append([f"**{name}**" if own else name, *(f"**{cell}**" if own else cell for cell in cells)])
+    found: dict[str, dict[float, str]] = {}
+    for row in sorted(document["rows"], key=lambda row: not row["contestant"].startswith("geoquant")):
+        cells = found.setdefault(row["contestant"].split(", int")[0], {})
+        if row["budget"] in SHORT:
+            cells[row["budget"]] = "no plan" if "reason" in row else _figure(row)
+        elif "reason" not in row and not row["contestant"].startswith("geoquant"):
+            size = next(size for size in SHORT if size <= row["average_bits"])
+            cells[size] = f"{_figure(row)} (at {row['average_bits']:.2f})"
+    body = [[name, *(cells.get(size, "") for size in SHORT)] for name, cells in found.items() if cells]
+    body[0] = [f"**{cell}**" for cell in body[0]]
     return markdown(["test accuracy, %", *(f"{size:g} bits" for size in SHORT)], body)
 
 
