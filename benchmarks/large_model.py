@@ -92,6 +92,7 @@ def main() -> None:
     made.add_argument("--size", choices=list(SIZES), default="1b")
     made.add_argument("--windows", type=int, default=16, help="calibration windows")
     made.add_argument("--window", type=int, default=512, help="tokens of each")
+    made.add_argument("--jobs", choices=JOBS, nargs="+", default=list(JOBS), help="profile comes first")
     made.add_argument("--job", choices=JOBS, default=None, help=argparse.SUPPRESS)
     arguments = made.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -103,7 +104,7 @@ def main() -> None:
     subprocess.run([sys.executable, "-c", command, *target], check=True, cwd=Path(__file__).parent)
     cells = Cells(arguments.output.with_name(f"{arguments.output.stem}-cells.json"))
     found = {}
-    for job in JOBS:
+    for job in arguments.jobs:
         key = {"job": job, "size": arguments.size, "windows": arguments.windows, "window": arguments.window}
         found[job] = cells.get(key, lambda job=job: in_a_process(arguments, job))
         cell = found[job]

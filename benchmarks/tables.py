@@ -117,7 +117,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "bounds": lambda: result_tables.bounds(*map(load, BOUNDS)),
     "stories260k": lambda: artifact_tables.language(load("stories260k")),
     "latency": lambda: artifact_tables.latency(load("onnx_latency")),
-    "large": lambda: artifact_tables.large(load("large_model_100m")),
+    "large": lambda: artifact_tables.large(load("large_model_100m"), load("large_model_1b")),
     "larger": lambda: artifact_tables.larger(load("large_model_100m"), "100m"),
 }
 
