@@ -107,6 +107,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers_short": lambda: result_tables.peers_in_short(load("peers")),
     "recovery": lambda: training_tables.recovery(load("recovery")),
     "refinement": lambda: training_tables.refinement(load("refinement")),
+    "training_step": lambda: training_tables.few_bit_steps(load("training_step")),
     "qat_step": lambda: training_tables.steps(load("qat_step")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
     "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),

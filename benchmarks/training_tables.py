@@ -65,3 +65,12 @@ def steps(document: Document) -> str:
     """Times of training steps, as ratios to a float step of the same rounds."""
     rows = [[row["step"], f"{row['milliseconds']:.0f}", f"{row['ratio']:.2f}"] for row in document["rows"]]
     return markdown(["step", "milliseconds", "× float"], rows)
+
+
+def few_bit_steps(document: Document) -> str:
+    """What few bits cost a training step where they are simulated."""
+    body = [
+        [f"`{name}`", f"{1e3 * row['seconds']['float']:.0f}", f"{row['overhead']:.2f}", f"{row['measuring_share']:.1%}"]
+        for name, row in document["nets"].items()
+    ]
+    return markdown(["net", "float step, ms", "4-bit step × float", "measuring, share of time"], body)

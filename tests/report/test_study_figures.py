@@ -129,3 +129,13 @@ def test_figures_without_a_single_value_are_drawn(figure: Figure, tmp_path: Path
     assert len(plot(empty).data) > 0
     nothing = replace(figure, series=())
     assert figure_panel(nothing, ()).json
+
+
+def test_a_short_logarithmic_axis_names_plain_numbers() -> None:
+    figure = Figure("f", "lines", "L", "bits", "loss", (Series("a", (1.2, 9.0), (0.3, 0.1)),), alt="a line", log_y=True)
+    picture = draw(figure)
+    picture.canvas.draw()
+    (axes,) = picture.axes
+    shown = [label.get_text() for label in axes.yaxis.get_ticklabels(which="both") if label.get_text()]
+    assert "0.2" in shown
+    assert not any("×" in label or "mathdefault" in label for label in shown)

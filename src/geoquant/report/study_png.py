@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from geoquant.findings import Figure, Series
 from geoquant.report.axes import clipped, log_floor
@@ -17,6 +19,7 @@ from geoquant.report.png import LABEL, name_places, plain_axes, save_picture
 from geoquant.report.study_figures import FEW_COLUMNS, FEW_POINTS, categories, known
 
 COLUMNS = 3  # of a legend
+SHORT_SPAN = 100.0  # a logarithmic axis that spans less also names 2 and 5
 
 
 def figure_png(figure: Figure, path: Path | str) -> Path:
@@ -52,14 +55,25 @@ def _axes(figure: Figure) -> Picture:
     axes.set_ylabel(figure.y)
     if figure.log_x and places is None and figure.kind in ("lines", "scatter"):
         axes.set_xscale("log")
+        _plain_log(axes.xaxis)
     if floor is not None:
         axes.set_yscale("log")
+        _plain_log(axes.yaxis)
     plain_axes(axes)
     if len(figure.series) > 1:
         picture.legend(
             loc="outside upper center", ncols=min(COLUMNS, len(figure.series)), frameon=False, fontsize="small"
         )
     return picture
+
+
+def _plain_log(axis: Axis) -> None:
+    """Write numbers as people do: 2 and 50, not 2×10⁰ and 5×10¹."""
+    low, high = sorted(axis.get_view_interval())
+    plain = FuncFormatter(lambda value, _: number(float(value)))
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axis.set_minor_formatter(plain if high < SHORT_SPAN * low else NullFormatter())
 
 
 def _numbers(figure: Figure) -> tuple[float, ...]:
