@@ -68,6 +68,7 @@ from geoquant.cli.searching import (
     MaxDrop,
     RefinePlan,
     SearchImages,
+    at_the_budget,
     plan_within,
     read_parts,
     refine_plan,
@@ -195,7 +196,10 @@ def quantize_command(
         if max_drop is not None:  # too little data should say so before minutes of work
             parts = read_parts(source, net, batches, (search_images, certify_images), certify_on)
         names, candidates = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net, budget)
-        result = measure(net, batches, candidates, names, only, exclude, seed, False, offered, activation_sites)
+        whole = () if only or exclude else at_the_budget(net, names, budget, batches, recipe)
+        result = measure(
+            net, batches, candidates, whole or names, only, exclude, seed, False, offered, activation_sites
+        )
         if max_drop is not None and parts is not None:
             wishes |= {"activations": inputs, "average_activation_bits": activation_bits}
             found = plan_within(net, result, batches, parts, max_drop, recipe, wishes)

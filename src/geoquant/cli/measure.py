@@ -41,6 +41,7 @@ from geoquant.sensitivity import (
     NARROW_GRIDS,
     PREDICTORS,
     ActivationTable,
+    Predictor,
     Profile,
     activation_cost,
     default_predictors,
@@ -140,7 +141,7 @@ def measure(
     model: nn.Module,
     batches: Sequence[Any],
     grids: Sequence[str],
-    predictors: Sequence[str],
+    predictors: Sequence[str | Predictor],
     only: list[str] | None,
     exclude: list[str] | None,
     seed: int,
@@ -151,14 +152,15 @@ def measure(
 ) -> Profile:
     """Say what profiling will cost, then do it with a bar."""
     subject = make_subject(model, batches, grids=grids, only=only, exclude=exclude, seed=seed)
-    cost = sum(PREDICTORS[name].estimated_cost(subject) for name in predictors)
+    chosen = [PREDICTORS[predictor] if isinstance(predictor, str) else predictor for predictor in predictors]
+    cost, names = sum(each.estimated_cost(subject) for each in chosen), ", ".join(each.name for each in chosen)
     more = geometry_cost(model, subject.batches, subject.sites) if geometry else 0.0
     with inference(model):
         start = time.perf_counter()
         predict(model, batches[0])
     each = (time.perf_counter() - start) * len(batches)
     say(
-        f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {', '.join(predictors)}: about "
+        f"profiling {len(subject.sites)} layers × {len(subject.grids)} grids by {names}: about "
         f"{cost:.0f} forwards over the calibration set, some {max(cost * each, 1):.0f} s here"
     )
     if geometry:

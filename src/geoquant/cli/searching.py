@@ -14,9 +14,17 @@ from geoquant import progress
 from geoquant.cli.inputs import Source, say
 from geoquant.errors import BudgetError, DataError
 from geoquant.models import batch_size as count
-from geoquant.plan import Plan
+from geoquant.models import take_inventory
+from geoquant.plan import Budget, Plan
 from geoquant.search import Within, allocate_within, pipeline, refine
-from geoquant.sensitivity import Profile
+from geoquant.sensitivity import (
+    PREDICTORS,
+    ModelOptGradient,
+    Predictor,
+    Profile,
+    SampledPlans,
+    default_predictors,
+)
 
 MaxDrop = Annotated[
     float | None,
@@ -132,3 +140,21 @@ def refine_plan(
         )
     say(str(found))
     return found.plan
+
+
+def at_the_budget(
+    model: nn.Module, names: Sequence[str], budget: Budget | None, calibration: Sequence[Any], recipe: dict[str, Any]
+) -> tuple[str | Predictor, ...]:
+    """Give the predictor that deploys whole plans the budget, and the pipeline that will deploy the one it leads to."""
+    bits = None if budget is None else budget.average_bits
+    if bits is None or SampledPlans.name not in names:
+        return tuple(names)
+    inventory, start = take_inventory(model), default_predictors(model)[0]
+    deploy = pipeline(model, calibration, **{**recipe, "refine": "none"})
+    mine = SampledPlans(
+        bits,
+        lambda grids: deploy(Plan(inventory, tuple(str(grid) for grid in grids))),
+        prior=PREDICTORS[start] if start == ModelOptGradient.name else None,
+        deploy_cost=1.0,
+    )
+    return tuple(mine if name == SampledPlans.name else name for name in names)
