@@ -105,7 +105,7 @@ def quantize_command(
         str | None,
         typer.Option(
             help="fast (nearest, norms corrected), balanced (GPTQ, norms corrected; the default with --data) or best "
-            "(all codes learned together afterwards; minutes). Without --data: plain nearest."
+            "(codes learned afterwards; minutes). Without --data: plain nearest."
         ),
     ] = None,
     rounding: Annotated[str | None, typer.Option(help=f"Instead of the effort's: {', '.join(ROUNDINGS)}.")] = None,
