@@ -101,6 +101,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "packing": lambda: result_tables.packing(load("packing")),
     "architectures": lambda: result_tables.architectures(load("architectures")),
     "roundings": lambda: result_tables.roundings(load("resnet20_roundings")),
+    "uniform_activations": lambda: result_tables.roundings(load("resnet20_uniform_activations")),
     "blocks": lambda: result_tables.roundings(load("resnet20_blocks")),
     "predictors": lambda: result_tables.predictors(load("resnet20_predictors")),
     "ranks": lambda: result_tables.ranks(load("damage_rank")),
