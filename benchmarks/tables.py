@@ -27,7 +27,6 @@ PAGES = (
     ),
 )
 BOUNDS = ("bounds", "bounds_cnn4", "bounds_resnet20")
-BUDGETS = (2.5, 3.0, 3.5, 4.0, 5.0, 8.0)
 
 Row = dict[str, Any]
 
@@ -36,40 +35,6 @@ def load(name: str) -> dict[str, Any]:
     """Read a committed result."""
     document: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     return document
-
-
-def accuracy(row: Row | None) -> str:
-    """Write accuracy with its spread over seeds, where there are several."""
-    if row is None:
-        return ""
-    return f"{row['accuracy']:.1f}" + (f" ± {row['spread']:.1f}" if row["seeds"] > 1 else "")
-
-
-def resnet20() -> str:
-    """Compare predictors with the exact solver, and the best uniform grid that fits, at each budget."""
-    document = load("resnet20_rtn")
-    rows: list[Row] = document["rows"]
-    head = "| weights only, round to nearest | " + " | ".join(f"{b:g}" for b in BUDGETS) + " |"
-    lines = [head, "|-|" + "-|" * len(BUDGETS)]
-    uniform = [row for row in rows if row["method"].startswith("uniform")]
-    best = [
-        max((r for r in uniform if r["label"] == f"{b:g} bits"), key=lambda r: r["accuracy"], default=None)
-        for b in BUDGETS
-    ]
-    lines.append("| best uniform grid of this width | " + " | ".join(accuracy(row) for row in best) + " |")
-    names = [
-        ("condition_number + proportional, full-range, MSE", "condition number, proportional"),
-        ("hawq_v2 + milp, full-range, MSE", "HAWQ-V2 trace, exact"),
-        ("weight_error + milp, full-range, MSE", "weight error, exact"),
-        ("one_layer_kl + milp, full-range, MSE", "one-layer KL, exact"),
-        ("weight_error + milp, full-range, MSE, signed scale", "weight error, exact, signed scales"),
-        ("one_layer_kl + milp, full-range, MSE, signed scale", "**one-layer KL, exact, signed scales**"),
-    ]
-    table = {(row["method"], row["label"]): row for row in rows}
-    for method, shown in names:
-        cells = [accuracy(table.get((method, f"{budget:g} bits"))) for budget in BUDGETS]
-        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def mnist() -> str:
@@ -91,7 +56,6 @@ def mnist() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "resnet20": resnet20,
     "deployed": lambda: result_tables.budgets(load("resnet20_ptq")),
     "mnist": mnist,
     "uniform": lambda: result_tables.uniform(load("resnet20_rtn")),

@@ -135,9 +135,10 @@ def test_predictions_are_softened_until_a_few_samples_no_longer_make_up_the_dive
         model.head.weight.mul_(20.0)
     changed = quantize(model, uniform_plan(model, "int3"))
     found = Divergence(model, batches)
-    heat = found.steady_temperature(changed)
+    heat, both = found.steady(changed)
     noise = [values.std() / values.mean() / math.sqrt(len(values)) for values in found.of(changed, 1.0, heat / 2, heat)]
     assert heat > 1
+    assert (both == found.of(changed, 1.0, heat)).all()
     assert min(noise[:2]) > 0.05
     assert noise[2] < noise[0]
-    assert Divergence(model, batches * 400).steady_temperature(changed) == 1
+    assert Divergence(model, batches * 400).steady(changed)[0] == 1

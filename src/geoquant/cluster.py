@@ -52,16 +52,14 @@ class Cluster:
 
     def __enter__(self) -> Cluster:
         if not self._ray.is_initialized():
-            options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+            # the address is always said: without one, Ray joins a cluster that another program happens to run
+            options: dict[str, Any] = {"address": self.address, "log_to_driver": False, "logging_level": "ERROR"}
             if self.address == LOCAL:
-                options |= {"num_cpus": self.jobs}
-            else:
-                options = {"address": self.address, "log_to_driver": False, "logging_level": "ERROR"}
+                options |= {"num_cpus": self.jobs, "include_dashboard": False}
             try:
                 self._ray.init(**options)
             except Exception as error:
-                reason = _first_line(error)
-                raise ClusterError(f"no Ray cluster answers at '{self.address}' ({reason}); try 'local'") from error
+                raise ClusterError(self._unreached(_first_line(error))) from error
             self._started = True
         return self
 
@@ -107,6 +105,11 @@ class Cluster:
         finally:
             for reference in left:
                 self._ray.cancel(reference, force=True)
+
+    def _unreached(self, reason: str) -> str:
+        if self.address == LOCAL:
+            return f"Ray does not start on this machine ({reason}); try again, or go on without a cluster"
+        return f"no Ray cluster answers at '{self.address}' ({reason}); try 'local'"
 
     def _result(self, reference: Any) -> Any:
         exceptions = self._ray.exceptions

@@ -162,15 +162,20 @@ class Divergence:
         found = logits(model, self._batches, self._forward)
         return np.stack([self._between(found, heat) for heat in temperatures])
 
-    def steady_temperature(self, model: nn.Module) -> float:
-        """Return the least temperature at which the divergence of `model` is known to 5 % of itself (STEADY)."""
-        found = logits(model, self._batches, self._forward)
-        for heat in TEMPERATURES[:-1]:
-            mean = WeightedMean()
-            mean.add(torch.from_numpy(self._between(found, heat)), torch.from_numpy(self.weights))
-            if mean.result().stderr <= STEADY * mean.result().value:
-                return heat
-        return TEMPERATURES[-1]
+    def steady(self, model: nn.Module) -> tuple[float, Floats]:
+        """Return the least temperature at which the divergence of `model` is known to 5 % of itself (STEADY).
+
+        Beside it the divergence at 1 and at that temperature, (2, n).
+        """
+        every = self.of(model, *TEMPERATURES)
+        steady = (place for place, values in enumerate(every) if self._is_steady(values))
+        place = next(steady, len(TEMPERATURES) - 1)
+        return TEMPERATURES[place], every[[0, place]]
+
+    def _is_steady(self, values: Floats) -> bool:
+        mean = WeightedMean()
+        mean.add(torch.from_numpy(values), torch.from_numpy(self.weights))
+        return mean.result().stderr <= STEADY * mean.result().value
 
     def _between(self, found: Sequence[Tensor], heat: float) -> Floats:
         triples = zip(self._batches, self._reference, found, strict=True)

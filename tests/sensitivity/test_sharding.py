@@ -55,7 +55,8 @@ def test_a_row_must_not_depend_on_the_other_sites():
     assert not getattr(PREDICTORS["nmse"], "by_site", False)
 
 
-def test_two_ray_workers_give_the_same_profile():
+def test_two_ray_workers_give_the_same_profile(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # "local" is this machine, whatever else runs or is set
     model, batches = (
         torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3)),
         [torch.ones(4, 6)],

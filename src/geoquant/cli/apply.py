@@ -196,10 +196,8 @@ def quantize_command(
         if max_drop is not None:  # too little data should say so before minutes of work
             parts = read_parts(source, net, batches, (search_images, certify_images), certify_on)
         names, candidates = predictors_to_measure(predictors, net, offered), grids_to_measure(grids, net, budget)
-        whole = () if only or exclude else at_the_budget(net, names, budget, batches, recipe)
-        result = measure(
-            net, batches, candidates, whole or names, only, exclude, seed, False, offered, activation_sites
-        )
+        asked = names if only or exclude else at_the_budget(net, names, budget, batches, recipe)
+        result = measure(net, batches, candidates, asked, only, exclude, seed, False, offered, activation_sites)
         if max_drop is not None and parts is not None:
             wishes |= {"activations": inputs, "average_activation_bits": activation_bits}
             found = plan_within(net, result, batches, parts, max_drop, recipe, wishes)

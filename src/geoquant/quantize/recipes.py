@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from geoquant.errors import PlanError, UnknownNameError, suggest
 from geoquant.grids import QuantizedMatrix
 from geoquant.models import Forward, Site
 from geoquant.quantize.blocks import BlockTuning
+from geoquant.quantize.correction import is_stored_norm
 from geoquant.quantize.network import NetworkTuning
 from geoquant.registry import Registry
 from geoquant.rounding import ROUNDINGS, Rounding, uses_inputs
@@ -47,28 +47,10 @@ REFINEMENTS.register("blocks", BlockTuning())
 REFINEMENTS.register("network", NetworkTuning())
 
 
-@dataclass(frozen=True)
-class SuitedTuning:
-    """Blocks for a model with batch norms, the network as a whole for any other.
-
-    Measured (docs/results.md): on a ResNet-20, blocks take 2 bits from 89.2 to 91.0 %; with a few hundred images the
-    whole network fits these and not others.
-    """
-
-    def __call__(
-        self,
-        reference: nn.Module,
-        model: nn.Module,
-        sites: Sequence[Site],
-        matrices: Mapping[str, QuantizedMatrix],
-        batches: Sequence[Any],
-        forward: Forward | None = None,
-        seed: int = 0,
-    ) -> dict[str, QuantizedMatrix]:
-        """Refine by the one that suits `model`."""
-        corrected = any(isinstance(module, _BatchNorm) for module in model.modules())
-        chosen = REFINEMENTS["blocks" if corrected else "network"]
-        return chosen(reference, model, sites, matrices, batches, forward, seed)
+def suited(reference: nn.Module, model: nn.Module, *rest: Any, **named: Any) -> dict[str, QuantizedMatrix]:
+    """Refine block by block where `model` has batch norms, else the network as a whole."""
+    normed = any(is_stored_norm(module) for module in model.modules())
+    return REFINEMENTS["blocks" if normed else "network"](reference, model, *rest, **named)
 
 
 @dataclass(frozen=True)
@@ -117,7 +99,7 @@ BLIND = Recipe()
 EFFORTS = {
     "fast": Recipe("nearest", "relative"),
     "balanced": Recipe("gptq", "relative"),
-    "best": Recipe("gptq", "relative", SuitedTuning()),
+    "best": Recipe("gptq", "relative", suited),
 }
 
 

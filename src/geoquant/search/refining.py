@@ -44,8 +44,7 @@ class Evaluated:
     Attributes:
         names: the grid of each site, then ``site=grid`` for each activation (`Plan.key`).
         kl: divergence from the float model, nats per prediction.
-        change: of the divergence that decides, from the plan that was current then, in nats at the rate of the first
-            plan; negative is better.
+        change: of the divergence that decides, from the plan that was current then; negative is better.
         stderr: of that change; samples are paired.
         radius: how many sites or fused groups were allowed to change.
         accepted: whether it became the current plan.
@@ -159,14 +158,9 @@ class _Run:
         self._near, self._divergence, self._deploy, self._record = near, divergence, deploy, record
         self._radius, self._margin, self._seed = max(radius, 1), margin, seed
         self._current = near.columns
-        self._rate = 1.0
-        kl, decides = self._evaluate(near.columns)
-        weights = divergence.weights
-        average = float(np.average(decides, weights=weights))
-        self._rate = float(np.average(kl, weights=weights)) / average if average > 0 else 1.0
         self._values = self._first = self._evaluate(near.columns)
         self._trace = [self._entry(near.columns, self._values, 0.0, 0.0, True)]
-        self._beliefs = Beliefs.of(near.choices.damage, near.columns, self._trace[0].kl)
+        self._beliefs = Beliefs.of(near.choices.damage, near.columns, self._mean(self._values[1]))
 
     def go(self, evaluations: int) -> Refined:
         stopped = "all evaluations spent"
@@ -179,7 +173,9 @@ class _Run:
                     break
                 self._step(proposal)
                 advance()
-        plan = self._near.weighed(self._current, self._beliefs.mean(), f"{self._near.evidence.table.predictor}_refined")
+        decides = self._mean(self._first[1])
+        nats = self._beliefs.scaled(self._trace[0].kl / decides if decides > 0 else 1.0)
+        plan = self._near.weighed(self._current, nats.mean(), f"{self._near.evidence.table.predictor}_refined")
         return Refined(plan, tuple(self._trace), stopped, self._record.temperature or 1.0)
 
     def _propose(self) -> Columns | None:
@@ -209,19 +205,24 @@ class _Run:
             self._radius = max(SMALLEST, self._radius // 2)
 
     def _entry(self, columns: Columns, values: Floats, change: float, stderr: float, accepted: bool) -> Evaluated:
-        kl = float(np.average(values[0], weights=self._divergence.weights))
-        return Evaluated(self._near.bare(columns).key, kl, change, stderr, self._radius, accepted)
+        key = self._near.bare(columns).key
+        return Evaluated(key, self._mean(values[0]), change, stderr, self._radius, accepted)
+
+    def _mean(self, values: Floats) -> float:
+        return float(np.average(values, weights=self._divergence.weights))
 
     def _evaluate(self, columns: Columns) -> Floats:
         """Return a plan's divergence and the one that decides, (2, samples)."""
         plan = self._near.bare(columns)
         known = self._record.find(plan.key)
         if known is None:
-            deployed = self._deploy(plan)
-            heat = self._record.temperature or self._divergence.steady_temperature(deployed)
-            known = self._divergence.of(deployed, 1.0, heat)
+            deployed, heat = self._deploy(plan), self._record.temperature
+            if heat is None:
+                heat, known = self._divergence.steady(deployed)
+            else:
+                known = self._divergence.of(deployed, 1.0, heat)
             self._record.add(plan.key, known, heat)
-        return np.asarray(known * np.array([[1.0], [self._rate]]), np.float64)
+        return known
 
 
 @dataclass(frozen=True)

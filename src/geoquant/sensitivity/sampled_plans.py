@@ -108,10 +108,9 @@ class SampledPlans:
         cost, weights = stored_bits(subject), sum(site.weights for site in subject.sites)
         order = np.argsort(cost.sum(0), kind="stable")
         start = thrifty_columns(subject, self.average_bits)
-        first = self._deployed(subject, start)
-        heat = divergence.steady_temperature(first)
-        values = [divergence.of(first, 1.0, heat)]
-        beliefs = Beliefs.of(np.array(prior.damage), start, float(np.average(values[0][1], weights=divergence.weights)))
+        heat, first = divergence.steady(self._deployed(subject, start))
+        values = [first]
+        beliefs = Beliefs.of(np.array(prior.damage), start, float(np.average(first[1], weights=divergence.weights)))
         missed = math.inf
         with task("deploying random plans", self.plans) as advance:
             advance()
@@ -119,7 +118,7 @@ class SampledPlans:
                 drawn = random_columns(cost[:, order], weights, self.average_bits, generator)
                 columns = tuple(int(order[column]) for column in drawn)
                 values.append(divergence.of(self._deployed(subject, columns), 1.0, heat))
-                beliefs = beliefs.after(columns, *paired(values[-1][1], values[0][1], divergence.weights))
+                beliefs = beliefs.after(columns, *paired(values[-1][1], first[1], divergence.weights))
                 missed = beliefs.missed() if len(values) >= LEAST else math.inf
                 advance()
         kl, steady = np.stack(values).mean(0) @ divergence.weights
