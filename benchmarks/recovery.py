@@ -3,13 +3,14 @@
     python benchmarks/recovery.py --weights cifar10_resnet20.safetensors --stories stories260K
 
 needs CIFAR-10 and TinyStories ($GEOQUANT_DATA_DIR). Vision: 2-bit and ternary weights, W4A4, W3A3, W2A2, each with the
-first and last layer at 8 bits and with everything at the stated width; GPTQ on 512 training images is the start, the
-float net teaches (no labels), images are cropped and mirrored. Language: weights of 3 and 2 bits. Controls with as many
-steps on the same batches: the float net trained on and then rounded in the same way, and training on the grid from
-random weights. A run may take --minutes of processor time, all threads together: after a few steps that do not count it
-is decided how many fit. Every cell is one file in --cells, so the command goes on where it was interrupted, within a
-cell too. Training looks at the train split alone; test images and the validation text are for the figures. Settings can
-be changed with --set, and chosen with --held-out, which judges on training images that are not trained on.
+first and last layer at 8 bits and with everything at the stated width; the start is --effort's rounding on 512
+training images, the float net teaches (no labels), images are cropped and mirrored. Language: weights of 3 and 2 bits.
+Controls with as many steps on the same batches: the float net trained on and then rounded in the same way, and
+training on the grid from random weights. Training may take --minutes of processor time, all threads together: after a
+few steps that do not count it is decided how many fit; what rounding took before stands beside it. Every cell is one
+file in --cells, so the command goes on where it was interrupted, within a cell too. Training looks at the train split
+alone; test images and the validation text are for the figures. Settings can be changed with --set, and chosen with
+--held-out, which judges on training images that are not trained on.
 """
 
 from __future__ import annotations
@@ -169,36 +170,25 @@ def run(cell: Cell, task: Task, arguments: argparse.Namespace) -> dict[str, Any]
     plan = plan_of(cell, task.model)
     options = {"seed": cell.seed, **arguments.set}
     steps = steps_that_fit(task, cell, plan, options, arguments)
-    calibration, trace = _calibration(task), None
-    start, busy = time.perf_counter(), time.process_time()
+
+    def rounded(model: nn.Module) -> tuple[nn.Module, float]:
+        start = time.process_time()
+        return quantize(model, plan, _calibration(task), effort=arguments.effort), time.process_time() - start
+
+    begun, rounding = rounded(task.model)
+    before, own = gq.evaluate(begun, task.test), gq.evaluate(task.model, task.test)
+    start, busy, trace = time.perf_counter(), time.process_time(), None
     if cell.method == METHODS[1]:
-        trained = _train_float(copy.deepcopy(task.model), task, steps, options)
-        model = quantize(trained, plan, calibration)
+        model, _ = rounded(_train_float(copy.deepcopy(task.model), task, steps, options))
     else:
-        random = cell.method == METHODS[2]
-        begun = task.fresh() if random else task.model
-        model = quantize(begun, plan, calibration)
-        # A teacher would lend its weights to the random net, so that learns from labels alone, at higher rates.
-        teaching = {} if random else {"teacher": task.model}
-        more = {"rate": 3e-3, "free_rate": 3e-3} if random else {}
-        folder = arguments.cells / (cell.name + ".checkpoint")
-        result = recover_(
-            model,
-            plan,
-            task.source,
-            steps=steps,
-            checkpoint=folder,
-            checkpoint_every=200,
-            resume=True,
-            **teaching,
-            **{**options, **more},
-        )
-        trace = [[point.step, point.latent_loss, point.quantized_loss] for point in result.trace.points]
+        model = begun if cell.method == METHODS[0] else rounded(task.fresh())[0]
+        trace = _train_quantized(model, plan, cell, task, steps, options, arguments)
     wall, cpu = time.perf_counter() - start, time.process_time() - busy
-    before = gq.evaluate(quantize(task.model, plan, calibration), task.test)
-    after, own = gq.evaluate(model, task.test), gq.evaluate(task.model, task.test)
+    after = gq.evaluate(model, task.test)
     return {
         "steps": steps,
+        "effort": arguments.effort,
+        "rounding_minutes": round(rounding / 60, 2),
         "minutes": round(wall / 60, 2),
         "cpu_minutes": round(cpu / 60, 2),
         "bytes": plan.bytes,
@@ -207,6 +197,25 @@ def run(cell: Cell, task: Task, arguments: argparse.Namespace) -> dict[str, Any]
         "settings": options,
         "trace": trace,
     }
+
+
+def _train_quantized(
+    model: nn.Module,
+    plan: Plan,
+    cell: Cell,
+    task: Task,
+    steps: int,
+    options: dict[str, Any],
+    arguments: argparse.Namespace,
+) -> list[list[float]]:
+    """Train on the grids, resuming what was interrupted; return steps and losses along the way."""
+    more: dict[str, Any] = {"teacher": task.model}
+    if cell.method == METHODS[2]:
+        # A teacher would lend its weights to the random net, so that learns from labels alone, at higher rates.
+        more = {"rate": 3e-3, "free_rate": 3e-3}
+    kept = {"checkpoint": arguments.cells / (cell.name + ".checkpoint"), "checkpoint_every": 200, "resume": True}
+    result = recover_(model, plan, task.source, steps=steps, **kept, **{**options, **more})
+    return [[point.step, point.latent_loss, point.quantized_loss] for point in result.trace.points]
 
 
 def _named(own: Any, before: Any, after: Any) -> list[tuple[str, Any]]:
@@ -254,10 +263,11 @@ def _row(net: str, scheme: str, variant: str, method: str, members: list[dict[st
         "target": TARGETS.get(scheme) if net == "ResNet-20" else None,
         "lost_loss_recovered": round((losses[1] - losses[2]) / (losses[1] - losses[0]), 3),
         "bytes": members[0]["bytes"],
+        "effort": members[0]["effort"],
         "steps": round(statistics.mean(member["steps"] for member in members)),
         **{
             figure: round(statistics.mean(member[figure] for member in members), 1)
-            for figure in ("minutes", "cpu_minutes")
+            for figure in ("minutes", "cpu_minutes", "rounding_minutes")
         },
     }
 
@@ -279,6 +289,7 @@ def read_arguments() -> argparse.Namespace:
     made.add_argument("--seeds", type=int, default=3)
     made.add_argument("--minutes", type=float, default=19.0, help="of training per cell, processor time")
     made.add_argument("--steps", type=int, default=None, help="instead of minutes")
+    made.add_argument("--effort", default="balanced", help="of the rounding that training starts from")
     made.add_argument("--batch", type=int, default=128)
     made.add_argument("--set", type=_pair, nargs="*", default=[], metavar="NAME=VALUE", help="fields of Settings")
     made.add_argument("--held-out", type=int, default=0, help="judge on so many training images: to choose settings")

@@ -36,7 +36,7 @@ BUDGETS = [8.005, 4.005, 3.005, 2.5, 2.005]
 def measure_peers(bench: Bench, cells: Cells, arguments: Any) -> list[dict[str, Any]]:
     """Measure the other tools at every budget on every calibration set; a reason where there is no figure."""
     found = []
-    for seed, budget, name in itertools.product(range(arguments.seeds), arguments.budgets, PEERS):
+    for seed, budget, name in itertools.product(range(arguments.seeds), arguments.budgets, arguments.tools):
 
         def measure(name: str = name, budget: float = budget, seed: int = seed) -> dict[str, Any]:
             place, batches = arguments.peers.resolve(), bench.calibration(seed)
@@ -60,6 +60,7 @@ def main() -> None:
     made.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="inclusive average bits")
     made.add_argument("--seeds", type=int, default=3, help="calibration sets")
     made.add_argument("--peers", type=Path, default=None, help="folder of the other tools' environments")
+    made.add_argument("--tools", nargs="+", choices=list(PEERS), default=list(PEERS), help="of these, with --peers")
     made.add_argument("--finished", action="store_true", help="write what earlier runs measured, and measure nothing")
     made.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
     defaults = Settings(Path(), "", "")
