@@ -10,6 +10,7 @@ that a rerun goes on where the last one stopped. See docs/peers.md.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -179,12 +180,16 @@ def fixed_cells(bench: Bench, arguments: Any) -> list[Cell]:
 
 
 def searched_cells(bench: Bench, arguments: Any, extra: list[float]) -> list[Cell]:
-    """List the others at every budget; geoquant also at `extra`, what the contestants without a search deliver."""
+    """List the others at every budget; geoquant also at `extra`, what the contestants without a search deliver.
+
+    There its first effort on the first calibration set is enough: those sizes are orientation.
+    """
+    searching = [one for one in contestants(arguments) if one.searches]
     made = []
-    for one in contestants(arguments):
-        budgets = [*arguments.budgets, *(extra if one.environment is None else [])]
-        if one.searches:
-            made += [Cell(one, budget, seed, data_of(bench)) for seed in range(arguments.seeds) for budget in budgets]
+    for seed, one in itertools.product(range(arguments.seeds), searching):
+        first = seed == 0 and one is searching[0] and one.environment is None
+        budgets = [*arguments.budgets, *(extra if first else [])]
+        made += [Cell(one, budget, seed, data_of(bench)) for budget in budgets]
     return made
 
 
