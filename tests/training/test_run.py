@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from geoquant.errors import DataError, FileFormatError
+from geoquant.rates import one_cycle
 from geoquant.training import adaptive
 from geoquant.training.checkpoint import load_checkpoint_, save_checkpoint
 from geoquant.training.practice import Practice
-from geoquant.training.run import CHECKPOINT, Settings, one_cycle, train_
+from geoquant.training.run import CHECKPOINT, Settings, train_
 from geoquant.training.schedules import NumGeom
 from training_nets import conv_net, image_batches, optimizer_of, same_weights, train
 

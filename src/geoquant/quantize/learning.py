@@ -10,7 +10,6 @@ caller's business (`geoquant.quantize.blocks`, `geoquant.quantize.network`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch.func import functional_call
 from geoquant.grids import SCALE_DTYPES, QuantizedMatrix, Scales, clip_limits
 from geoquant.models import Forward, Site, get_weight, predict, set_weight_
 from geoquant.quantize.activations import quantizers_of
+from geoquant.rates import half_cosine, warm
 from geoquant.rounding.learned import neighbours as levels_around
 
 _MARGIN = 0.02  # how far, as a share of a cell, x starts from the cell's walls
@@ -269,7 +269,7 @@ def _descend_(
     starts = [group["lr"] for group in optimizer.param_groups]
     for step in range(steps):
         # Adam's first steps are full steps whatever the gradient: without warm-up they flip every close call at once.
-        share = min(1, (step + 1) / (0.1 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        share = warm(step, steps, 0.1) * half_cosine(step / steps)
         for group, start in zip(optimizer.param_groups, starts, strict=True):
             group["lr"] = start * share
         optimizer.zero_grad(set_to_none=True)

@@ -8,7 +8,6 @@ begins at the quantized model that was measured, and weights whose rounding was 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +31,7 @@ from geoquant.quantize import (
 from geoquant.quantize.learning import into_cells
 from geoquant.quantize.network import free_parameters
 from geoquant.quantize.state import remember_
+from geoquant.rates import half_cosine
 from geoquant.recovery.latent_weight import LatentWeight
 from geoquant.recovery.settings import Settings
 from geoquant.recovery.sharding import whole
@@ -98,7 +98,7 @@ class Latents:
 
     def begin_step_(self, done: float, settings: Settings) -> None:
         """Say that a step begins, at a share `done` of the run: for what is noted, frozen, and pulled in it."""
-        rise = 0.5 * (1 - math.cos(math.pi * done))
+        rise = 1 - half_cosine(done)
         end = settings.freeze
         threshold = None if end is None else max(end, _FIRST_THRESHOLD) * (1 - rise) + end * rise
         for each in self.weights.values():

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from geoquant.errors import GeoquantError, UnknownNameError, suggest
+from geoquant.rates import half_cosine, one_cycle, warm
 
 METHODS = ("lsq", "ste")
 NORM_MODES = ("train", "frozen")
@@ -121,19 +122,6 @@ class Settings:
         """Return the share of the peak learning rates at `step` of `total`, in [0, 1]."""
         total = total or self.steps or 1
         if self.schedule == "one-cycle":
-            return _one_cycle(step / total)
-        rise = min(1.0, (step + 1) / (self.warmup * total)) if self.warmup else 1.0
-        return rise if self.schedule == "constant" else rise * _half_cosine(step / total)
-
-
-def _half_cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
-_RISE, _START = 0.3, 1 / 25
-
-
-def _one_cycle(done: float) -> float:
-    if done < _RISE:
-        return _START + (1 - _START) * (1 - _half_cosine(done / _RISE))
-    return _half_cosine((done - _RISE) / (1 - _RISE))
+            return one_cycle(step, total)
+        rise = warm(step, total, self.warmup)
+        return rise if self.schedule == "constant" else rise * half_cosine(step / total)

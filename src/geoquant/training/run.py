@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from geoquant.errors import DataError
 from geoquant.progress import task
+from geoquant.rates import one_cycle
 from geoquant.training.adaptive import AdaptivePrecision, adaptive
 from geoquant.training.checkpoint import load_checkpoint_, read_more, save_checkpoint
 from geoquant.training.noise import scrambled
@@ -71,18 +72,6 @@ class TrainingRun:
     losses: list[float]
     precision: AdaptivePrecision
     practice: Practice = field(default_factory=Practice)
-
-
-def one_cycle(step: int, total: int) -> float:
-    """Return the learning rate at `step` as a share of its peak: up over 30 % of the run, down to nothing after.
-
-    >>> one_cycle(0, 100), one_cycle(30, 100), round(one_cycle(99, 100), 3)
-    (0.04, 1.0, 0.001)
-    """
-    rise = 0.3 * total
-    if step < rise:
-        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * step / rise))
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / (total - rise)))
 
 
 def train_(
