@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.errors import DataError, ModelError
 from geoquant.models import Forward, inference, predict, prediction_mask, targets_of
 from geoquant.progress import task
 
-Floats = NDArray[np.float64]
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
 STEADY = 0.05
 """A divergence whose standard error is at most this share of it is no longer luck."""

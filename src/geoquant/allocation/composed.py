@@ -20,8 +20,9 @@ from scipy.special import wrightomega
 from geoquant.allocation.exact import Proven
 from geoquant.allocation.feasibility import cheapest, minimum_costs
 from geoquant.allocation.gradient import fitted
-from geoquant.allocation.problem import BoolArray, Cost, FloatArray, IntArray, Problem, read_only
+from geoquant.allocation.problem import BoolArray, Cost, IntArray, Problem, read_only
 from geoquant.allocation.protocol import lower_bound, solve
+from geoquant.arrays import Floats
 from geoquant.errors import BudgetError, PlanError
 
 RESOLUTION = 2**40
@@ -49,7 +50,7 @@ class Cheapest:
     notes: tuple[str, ...] = ()
 
 
-def composed_errors(local: npt.ArrayLike, lipschitz: npt.ArrayLike) -> FloatArray:
+def composed_errors(local: npt.ArrayLike, lipschitz: npt.ArrayLike) -> Floats:
     """Return what each choice adds to the composed error: local error × the Lipschitz constants of all later layers.
 
     Args:
@@ -123,14 +124,14 @@ def cheapest_within(
     return Cheapest(read_only(solution.selection), total, reached, bound, solution.notes)
 
 
-def _check(errors: FloatArray, mask: BoolArray, tolerance: float) -> None:
+def _check(errors: Floats, mask: BoolArray, tolerance: float) -> None:
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise PlanError(f"the tolerance must be a finite number above 0, not {tolerance}")
     if errors.ndim != 2 or mask.shape != errors.shape or not ((errors >= 0) & np.isfinite(errors))[mask].all():
         raise PlanError("errors need a (sites, choices) table of finite numbers, 0 or more, wherever they are allowed")
 
 
-def _limited(errors: FloatArray, tolerance: float, up: bool) -> Cost:
+def _limited(errors: Floats, tolerance: float, up: bool) -> Cost:
     """Return the errors in whole parts of the tolerance: rounded up they are safe, rounded down they only relax."""
     parts = np.where(np.isfinite(errors), np.minimum(errors / tolerance, 2.0), 2.0) * RESOLUTION
     whole = np.ceil(parts * (1 + ROUNDING)) if up else np.floor(parts * (1 - ROUNDING))
@@ -187,9 +188,7 @@ def _rungs(problem: Problem, site: int) -> Rungs:
     return tuple(found.values())
 
 
-def _curves(
-    problem: Problem, ladders: tuple[Rungs, ...]
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
+def _curves(problem: Problem, ladders: tuple[Rungs, ...]) -> tuple[Floats, Floats, Floats, Floats, Floats]:
     """Fit error = 2**(log_kappa − slope·bits), in tolerances, and cost = price·bits.
 
     Returns log_kappa, slope, price, and the least and largest widths, each (n_sites,).
@@ -206,9 +205,7 @@ def _curves(
     return log_kappa, slope, price, low, high
 
 
-def fractional_widths(
-    log_kappa: FloatArray, slope: FloatArray, price: FloatArray, low: FloatArray, high: FloatArray
-) -> FloatArray:
+def fractional_widths(log_kappa: Floats, slope: Floats, price: Floats, low: Floats, high: Floats) -> Floats:
     """Minimise price·b subject to Σ 2**(log_kappa − slope·b) ≤ 1 and low ≤ b ≤ high, by projected gradient.
 
     The gradient is constant, so steps may grow without bound; where even `high` errs too much, `high` is returned.
@@ -229,17 +226,15 @@ def fractional_widths(
     return bits
 
 
-def _nearest(
-    bits: FloatArray, log_kappa: FloatArray, slope: FloatArray, low: FloatArray, high: FloatArray
-) -> FloatArray:
+def _nearest(bits: Floats, log_kappa: Floats, slope: Floats, low: Floats, high: Floats) -> Floats:
     """Project onto the widths within box and error: b − bits = μ·(falling rate of the error at b), for the least μ."""
     rate = slope * np.log(2.0)
     reach = (log_kappa * np.log(2.0) - rate * bits) + 2 * np.log(rate)
 
-    def at(log_multiplier: float) -> FloatArray:
+    def at(log_multiplier: float) -> Floats:
         return np.asarray(np.clip(bits + wrightomega(log_multiplier + reach).real / rate, low, high), np.float64)
 
-    def fits(found: FloatArray) -> bool:
+    def fits(found: Floats) -> bool:
         return float(np.exp2(log_kappa - slope * found).sum()) <= 1.0
 
     if fits(np.clip(bits, low, high)):

@@ -13,11 +13,11 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from geoquant.allocation.problem import FloatArray
+from geoquant.arrays import Floats
 from geoquant.errors import PlanError
 
 
-def continuous_bits(c: npt.ArrayLike, n: npt.ArrayLike, average: float, base: float = 4.0) -> FloatArray:
+def continuous_bits(c: npt.ArrayLike, n: npt.ArrayLike, average: float, base: float = 4.0) -> Floats:
     """Return the bits (n_sites,) that minimise sum_l c_l * base**(-b_l) at the given average.
 
     Args:

@@ -14,7 +14,8 @@ import numpy as np
 
 from geoquant.allocation.instance import Instance, normalized
 from geoquant.allocation.lagrangian import Relaxation
-from geoquant.allocation.problem import FloatArray, IntArray
+from geoquant.allocation.problem import IntArray
+from geoquant.arrays import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +38,7 @@ class Core:
         full[self.sites] = selection
         return full
 
-    def offset(self, damage: FloatArray) -> list[float]:
+    def offset(self, damage: Floats) -> list[float]:
         """Return the damages (of the larger instance) that are settled."""
         settled = np.ones(len(damage), bool)
         settled[self.sites] = False

@@ -18,8 +18,9 @@ from geoquant.allocation.core import Core, core_of, rest_of
 from geoquant.allocation.feasibility import cheapest
 from geoquant.allocation.instance import Instance
 from geoquant.allocation.lagrangian import Relaxation, relax
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
 from geoquant.allocation.sweep import sweep
+from geoquant.arrays import Floats
 from geoquant.errors import BudgetError
 
 RELATIVE_GAP = 1e-6
@@ -50,7 +51,7 @@ class Proven:
 class _State:
     """The best selection and the best bound so far."""
 
-    damage: FloatArray
+    damage: Floats
     selection: IntArray
     bound: float
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from geoquant.allocation.instance import Instance
-from geoquant.allocation.problem import FloatArray, IntArray
+from geoquant.allocation.problem import IntArray
+from geoquant.arrays import Floats
 
 PAIRED = 384
 ROUNDS = 200
 
 
-def improve(instance: Instance, selection: IntArray, reduced: FloatArray) -> IntArray:
+def improve(instance: Instance, selection: IntArray, reduced: Floats) -> IntArray:
     """Return a selection that no single change and no tried pair of changes makes better.
 
     Args:
@@ -50,7 +51,7 @@ def improve(instance: Instance, selection: IntArray, reduced: FloatArray) -> Int
 
 
 def _best_pair(
-    gain: FloatArray, extra: IntArray, left: IntArray, rank: FloatArray
+    gain: Floats, extra: IntArray, left: IntArray, rank: Floats
 ) -> tuple[tuple[int, int], tuple[int, int]] | None:
     """Return the two changes on different sites that together save most, or None when none saves."""
     site, choice = np.nonzero(np.isfinite(gain) & ((gain != 0) | (extra != 0).any(axis=0)))
@@ -71,7 +72,7 @@ def _best_pair(
     return (int(site[a]), int(choice[a])), (int(site[b]), int(choice[b]))
 
 
-def repair(instance: Instance, selection: IntArray, reduced: FloatArray) -> IntArray | None:
+def repair(instance: Instance, selection: IntArray, reduced: Floats) -> IntArray | None:
     """Return a feasible selection near `selection`, or None when this simple descent finds none.
 
     Each step takes the change that lowers the relative excess at the least reduced cost per unit of excess.

@@ -12,7 +12,8 @@ import numpy as np
 
 from geoquant.allocation import exchange, highs
 from geoquant.allocation.instance import Instance
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
+from geoquant.arrays import Floats
 from geoquant.errors import BudgetError
 
 NODES = 100_000
@@ -79,7 +80,7 @@ def _check_each(problem: Problem, smallest: tuple[int, ...]) -> None:
         raise BudgetError("; ".join(short))
 
 
-def relative_cost(cost: IntArray, capacity: IntArray) -> FloatArray:
+def relative_cost(cost: IntArray, capacity: IntArray) -> Floats:
     """Return (n, k): the sum over budgets of cost (m, n, k) / capacity (m,), zero capacities counting as one.
 
     >>> relative_cost(np.array([[[2, 4]], [[1, 0]]]), np.array([4, 2])).tolist()

@@ -17,8 +17,9 @@ import numpy as np
 
 from geoquant.allocation.greedy import ascend
 from geoquant.allocation.ladder import Ladders, ladders, round_down
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
 from geoquant.allocation.protocol import strategy
+from geoquant.arrays import Floats
 
 STEPS = 500
 SLOPES = (0.25, 8.0)
@@ -31,18 +32,18 @@ class Relaxed:
     All arrays are (n_sites,); `price` is cost per bit.
     """
 
-    log_kappa: FloatArray
-    slope: FloatArray
-    lower: FloatArray
-    upper: FloatArray
-    price: FloatArray
+    log_kappa: Floats
+    slope: Floats
+    lower: Floats
+    upper: Floats
+    price: Floats
     room: float
 
-    def project(self, bits: FloatArray, metric: FloatArray) -> FloatArray:
+    def project(self, bits: Floats, metric: Floats) -> Floats:
         """Return the nearest feasible bits in the norm sum_l metric_l * (b_l - bits_l)**2."""
         pull = self.price / metric
 
-        def at(multiplier: float) -> FloatArray:
+        def at(multiplier: float) -> Floats:
             return np.clip(bits - multiplier * pull, self.lower, self.upper)
 
         def used(multiplier: float) -> float:
@@ -62,12 +63,12 @@ class Relaxed:
         share = (over - self.room) / (over - under) if over > under else 1.0
         return at(corners[low] + share * (corners[high] - corners[low]))
 
-    def value(self, bits: FloatArray) -> float:
+    def value(self, bits: Floats) -> float:
         """Return the modelled damage."""
         return float(np.exp2(self.log_kappa - self.slope * bits).sum())
 
 
-def fitted(widths: FloatArray, damage: FloatArray) -> tuple[float, float]:
+def fitted(widths: Floats, damage: Floats) -> tuple[float, float]:
     """Return (log2 kappa, slope) of the line through log2(damage) against width, by least squares.
 
     Damages of zero or less have no logarithm and are left out; with fewer than two others the slope is 1.
@@ -86,7 +87,7 @@ def fitted(widths: FloatArray, damage: FloatArray) -> tuple[float, float]:
     return float(level.mean() + slope * width.mean()), slope
 
 
-def descend(relaxed: Relaxed) -> FloatArray:
+def descend(relaxed: Relaxed) -> Floats:
     """Return the minimising bits (n_sites,) by scaled projected gradient descent.
 
     Two equal sites and two bits to share:
@@ -118,7 +119,7 @@ def descend(relaxed: Relaxed) -> FloatArray:
     return bits
 
 
-def gradient_bits(problem: Problem, steps: Ladders) -> FloatArray:
+def gradient_bits(problem: Problem, steps: Ladders) -> Floats:
     """Return fractional bits (n_sites,): the relaxed optimum for each budget alone, the smallest of them per site."""
     lines = [fitted(widths, damage) for widths, damage in zip(steps.widths, steps.damage, strict=True)]
     log_kappa, slope = (np.array(column) for column in zip(*lines, strict=True))

@@ -12,8 +12,9 @@ import heapq
 
 import numpy as np
 
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
 from geoquant.allocation.protocol import strategy
+from geoquant.arrays import Floats
 
 
 def ascend(problem: Problem, selection: IntArray) -> IntArray:
@@ -61,7 +62,7 @@ def ascend(problem: Problem, selection: IntArray) -> IntArray:
 
 
 def _best_step(
-    damage: FloatArray, relative: FloatArray, costs: IntArray, current: int, left: IntArray
+    damage: Floats, relative: Floats, costs: IntArray, current: int, left: IntArray
 ) -> tuple[int, float] | None:
     """Return the choice that saves most per relative cost among those that fit, and that ratio."""
     saved = damage[current] - damage

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geoquant.allocation.problem import BoolArray, FloatArray, IntArray, Problem
+from geoquant.allocation.problem import BoolArray, IntArray, Problem
+from geoquant.arrays import Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Instance:
         capacity: (m,) int64, not negative.
     """
 
-    damage: FloatArray
+    damage: Floats
     cost: IntArray
     capacity: IntArray
 
@@ -55,7 +56,7 @@ class Instance:
         return bool((self.usage(selection) <= self.capacity).all())
 
 
-def normalized(damage: FloatArray, cost: IntArray, capacity: IntArray) -> Instance | None:
+def normalized(damage: Floats, cost: IntArray, capacity: IntArray) -> Instance | None:
     """Bring tables (n, k), (m, n, k), (m,) to normal form; None when a budget alone cannot be kept."""
     while True:
         present = np.isfinite(damage)
@@ -72,7 +73,7 @@ def normalized(damage: FloatArray, cost: IntArray, capacity: IntArray) -> Instan
             return Instance(damage, *_tightest(cost, capacity))
 
 
-def dominated(damage: FloatArray, cost: IntArray) -> BoolArray:
+def dominated(damage: Floats, cost: IntArray) -> BoolArray:
     """Mark choices (n, k) that another one of the same site beats or ties in damage and in all costs.
 
     Of equal choices the first stays.

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
+from geoquant.arrays import Floats
 
 BISECTIONS = 40
 SAME_WIDTH = 1e-9
@@ -32,22 +33,22 @@ class Ladders:
     """
 
     choices: IntArray
-    widths: FloatArray
+    widths: Floats
     costs: IntArray
-    damage: FloatArray
+    damage: Floats
     top: IntArray
 
     @property
-    def narrowest(self) -> FloatArray:
+    def narrowest(self) -> Floats:
         """(n_sites,) width of the first rung."""
         return self.widths[:, 0]
 
     @property
-    def widest(self) -> FloatArray:
+    def widest(self) -> Floats:
         """(n_sites,) width of the last rung."""
         return np.asarray(self.widths[np.arange(len(self.top)), self.top], np.float64)
 
-    def below(self, bits: FloatArray) -> IntArray:
+    def below(self, bits: Floats) -> IntArray:
         """Return the last rungs (n_sites,) that are not wider than `bits` (n_sites,), or the first ones."""
         return np.asarray(np.maximum((self.widths <= bits[:, None] + SAME_WIDTH).sum(axis=1) - 1, 0), np.int64)
 
@@ -55,7 +56,7 @@ class Ladders:
         """Return the cost (n_budgets, n_sites) of standing on `rungs` (n_sites,)."""
         return np.asarray(self.costs[:, np.arange(len(rungs)), rungs], np.int64)
 
-    def cost_at(self, bits: FloatArray) -> FloatArray:
+    def cost_at(self, bits: Floats) -> Floats:
         """Return the cost (n_budgets, n_sites) of fractional `bits`, linear between rungs and flat outside."""
         rows, low = np.arange(len(bits)), self.below(bits)
         high = np.minimum(low + 1, self.top)
@@ -117,7 +118,7 @@ def largest_feasible(feasible: Callable[[float], bool]) -> float:
     return low
 
 
-def round_down(problem: Problem, steps: Ladders, bits: FloatArray) -> IntArray:
+def round_down(problem: Problem, steps: Ladders, bits: Floats) -> IntArray:
     """Return rungs (n_sites,) not above the fractional `bits` (n_sites,) that fit.
 
     Costs that are not linear in the width can make plain rounding down exceed a budget; then all bits are
@@ -130,7 +131,7 @@ def round_down(problem: Problem, steps: Ladders, bits: FloatArray) -> IntArray:
     return rungs(largest_feasible(lambda t: bool((steps.cost_of(rungs(t)).sum(axis=1) <= problem.limits).all())))
 
 
-def fill_by_remainder(problem: Problem, steps: Ladders, rungs: IntArray, bits: FloatArray) -> IntArray:
+def fill_by_remainder(problem: Problem, steps: Ladders, rungs: IntArray, bits: Floats) -> IntArray:
     """Climb single rungs, the site first whose `bits` lie furthest above its rung, while one fits."""
     rungs = np.array(rungs)
     left = problem.limits - steps.cost_of(rungs).sum(axis=1)

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import optimize, sparse
 
 from geoquant.allocation.instance import Instance
-from geoquant.allocation.problem import FloatArray, IntArray
+from geoquant.allocation.problem import IntArray
+from geoquant.arrays import Floats
 
 PRICE_ROUNDS = 3
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
@@ -37,9 +38,9 @@ class Relaxation:
         selection: (n,) the relaxed solution with fractions rounded down.
     """
 
-    prices: FloatArray
+    prices: Floats
     bound: float
-    reduced: FloatArray
+    reduced: Floats
     selection: IntArray
 
 
@@ -53,8 +54,8 @@ class Segments:
     site: IntArray
     choice: IntArray
     cost: IntArray
-    saving: FloatArray
-    ratio: FloatArray
+    saving: Floats
+    ratio: Floats
 
 
 def relax(instance: Instance) -> Relaxation:
@@ -77,7 +78,7 @@ def relax(instance: Instance) -> Relaxation:
     return Relaxation(prices, bound, reduced, selection)
 
 
-def priced(instance: Instance, prices: FloatArray) -> tuple[float, FloatArray]:
+def priced(instance: Instance, prices: Floats) -> tuple[float, Floats]:
     """Return the proven bound at `prices` (m,) and the reduced costs (n, k)."""
     charged = instance.damage + np.tensordot(prices, instance.cost, axes=1)
     best = charged.min(axis=1)
@@ -130,7 +131,7 @@ def _relax_by_hulls(instance: Instance, budget: int = 0) -> tuple[float, IntArra
     return price, selection
 
 
-def _relax_by_linear_program(instance: Instance) -> tuple[FloatArray, IntArray]:
+def _relax_by_linear_program(instance: Instance) -> tuple[Floats, IntArray]:
     """Let HiGHS solve the relaxation of several budgets; its dual values are the prices."""
     site, choice = np.nonzero(instance.present)
     n, columns = len(instance.damage), np.arange(len(site))
@@ -156,7 +157,7 @@ def _relax_by_linear_program(instance: Instance) -> tuple[FloatArray, IntArray]:
     return _sharpened(instance, prices), np.where(whole, share.argmax(axis=1), _lightest(instance))
 
 
-def _sharpened(instance: Instance, prices: FloatArray) -> FloatArray:
+def _sharpened(instance: Instance, prices: Floats) -> Floats:
     """Raise the bound by setting one price at a time to its exact best, the others held.
 
     HiGHS's dual values carry its tolerance of 1e-7 times the largest damage, which small damages notice.

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from geoquant.allocation.exact import Proven, least_sum
-from geoquant.allocation.problem import BoolArray, FloatArray, IntArray, Merged, Problem
+from geoquant.allocation.problem import BoolArray, IntArray, Merged, Problem
 from geoquant.allocation.worst import least_worst
+from geoquant.arrays import Floats
 from geoquant.errors import PlanError
 
 EVALUATIONS = 4_000
@@ -30,7 +31,7 @@ PAIRS = 300
 DESCENTS = 25
 
 
-def check_monotone(function: Callable[[FloatArray], float], damage: FloatArray, samples: int = 64) -> None:
+def check_monotone(function: Callable[[Floats], float], damage: Floats, samples: int = 64) -> None:
     """Raise `PlanError` when sampled increases of damages make `function` fall; finding none proves nothing.
 
     Args:
@@ -113,7 +114,7 @@ def _descend(problem: Problem, merged: Merged, selection: IntArray) -> IntArray:
     return selection
 
 
-def _changes(problem: Problem, merged: Merged, selection: IntArray, value: float) -> FloatArray:
+def _changes(problem: Problem, merged: Merged, selection: IntArray, value: float) -> Floats:
     """Return (blocks, choices): how much f changes when one block alone takes another choice."""
     current = problem.damages(selection)
     change = np.full(merged.problem.damage.shape, np.inf)
@@ -129,7 +130,7 @@ def _changes(problem: Problem, merged: Merged, selection: IntArray, value: float
     return change
 
 
-def _candidates(merged: Merged, change: FloatArray, selection: IntArray) -> Iterator[IntArray]:
+def _candidates(merged: Merged, change: Floats, selection: IntArray) -> Iterator[IntArray]:
     """Yield feasible selections: the linearised optimum, the best single change, then pairs of changes."""
     blocks = merged.problem
     first = np.unique(merged.block_of, return_index=True)[1]
@@ -177,7 +178,7 @@ class _Affordable:
     def choices(self, room: IntArray) -> BoolArray:
         return (self.extra <= room[:, None, None]).all(axis=0) & self.merged.problem.mask
 
-    def least_damages(self, problem: Problem, prefix: tuple[tuple[int, int], ...], room: IntArray) -> FloatArray:
+    def least_damages(self, problem: Problem, prefix: tuple[tuple[int, int], ...], room: IntArray) -> Floats:
         """Return per site the least damage it can have, given the (block, choice) pairs of `prefix`.
 
         Infinite where the room is too small for every choice.

@@ -20,13 +20,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from geoquant.arrays import Floats
 from geoquant.errors import BudgetError, PlanError
 
-FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-Objective = Literal["sum", "worst"] | Callable[[FloatArray], float]
+Objective = Literal["sum", "worst"] | Callable[[Floats], float]
 """What is made small: the sum of the damages, the worst of them, or a function of all of them, which must
 not fall when a damage rises (see `geoquant.allocation.check_monotone`)."""
 
@@ -116,11 +116,11 @@ class Problem:
     (4.0, (50,), False)
     """
 
-    damage: FloatArray
+    damage: Floats
     costs: tuple[Cost, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     weights: IntArray | None = None
-    widths: FloatArray | None = None
+    widths: Floats | None = None
     objective: Objective = "sum"
     allowed: BoolArray | None = None
     names: tuple[str, ...] = ()
@@ -146,7 +146,7 @@ class Problem:
         put(self, "names", tuple(self.names))
         self._check_choices()
 
-    def _check_shapes(self, damage: FloatArray, allowed: BoolArray, weights: IntArray, widths: FloatArray) -> None:
+    def _check_shapes(self, damage: Floats, allowed: BoolArray, weights: IntArray, widths: Floats) -> None:
         shape = damage.shape
         tables = [(f"the costs in {cost.name}", cost.table.shape) for cost in self.costs]
         for what, found in [("allowed", allowed.shape), *tables]:
@@ -193,7 +193,7 @@ class Problem:
         return self.allowed
 
     @property
-    def width_table(self) -> FloatArray:
+    def width_table(self) -> Floats:
         """(n_sites, n_choices) bits per choice."""
         assert self.widths is not None  # set in __post_init__
         return self.widths
@@ -212,7 +212,7 @@ class Problem:
         """Return what a person calls the site."""
         return self.names[site] if self.names else f"site {site}"
 
-    def damages(self, selection: IntArray) -> FloatArray:
+    def damages(self, selection: IntArray) -> Floats:
         """Return the damage of each site (n_sites,) under `selection`."""
         return self.damage[np.arange(self.n_sites), selection]
 
@@ -220,7 +220,7 @@ class Problem:
         """Return the objective of `selection`; sums are rounded once, so they do not depend on the order."""
         return self.value_of(self.damages(selection))
 
-    def value_of(self, damages: FloatArray) -> float:
+    def value_of(self, damages: Floats) -> float:
         """Return the objective of the damages (n_sites,); `PlanError` when a user's function gives NaN."""
         if self.objective == "sum":
             return math.fsum(damages)
@@ -247,8 +247,8 @@ class Problem:
 
     def restrict(
         self,
-        lower: float | Sequence[float] | FloatArray = -math.inf,
-        upper: float | Sequence[float] | FloatArray = math.inf,
+        lower: float | Sequence[float] | Floats = -math.inf,
+        upper: float | Sequence[float] | Floats = math.inf,
         menu: Collection[float] | None = None,
     ) -> Problem:
         """Allow only widths from `lower` to `upper` (scalars or one per site) and, if given, those on the `menu`.

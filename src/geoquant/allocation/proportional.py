@@ -14,13 +14,14 @@ from __future__ import annotations
 import numpy as np
 
 from geoquant.allocation.ladder import Ladders, fill_by_remainder, ladders, largest_feasible, round_down
-from geoquant.allocation.problem import FloatArray, IntArray, Problem
+from geoquant.allocation.problem import IntArray, Problem
 from geoquant.allocation.protocol import strategy
+from geoquant.arrays import Floats
 
 REFERENCE_WIDTH = 4.0
 
 
-def curvature(steps: Ladders) -> FloatArray:
+def curvature(steps: Ladders) -> Floats:
     """Return kappa (n_sites,) of the model damage = kappa * 2**-width, from the first width of 4 bits or more.
 
     >>> problem = Problem([[1.0, 0.25]], widths=[3, 5])
@@ -32,7 +33,7 @@ def curvature(steps: Ladders) -> FloatArray:
     return np.asarray(steps.damage[rows, at] * np.exp2(steps.widths[rows, at]), np.float64)
 
 
-def proportional_bits(problem: Problem, steps: Ladders) -> FloatArray:
+def proportional_bits(problem: Problem, steps: Ladders) -> Floats:
     """Return the fractional bits (n_sites,), clipped to each ladder, that use the budget.
 
     Curvatures of 1 or less have no positive logarithm and stay at the bottom; if no site has more, all share alike.
@@ -47,7 +48,7 @@ def proportional_bits(problem: Problem, steps: Ladders) -> FloatArray:
     share = share if share.any() else np.ones(len(share))
     largest = float((steps.widest[share > 0] / share[share > 0]).max())
 
-    def bits(t: float) -> FloatArray:
+    def bits(t: float) -> Floats:
         return np.clip(t * largest * share, steps.narrowest, steps.widest)
 
     return bits(largest_feasible(lambda t: bool((steps.cost_at(bits(t)).sum(axis=1) <= problem.limits).all())))

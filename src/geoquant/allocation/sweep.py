@@ -16,9 +16,10 @@ import numpy as np
 
 from geoquant.allocation.instance import Instance
 from geoquant.allocation.lagrangian import hull_segments, relax
-from geoquant.allocation.problem import FloatArray, IntArray
+from geoquant.allocation.problem import IntArray
+from geoquant.arrays import Floats
 
-Completion = Callable[[IntArray], FloatArray]
+Completion = Callable[[IntArray], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ def _trace(order: IntArray, parents: list[tuple[IntArray, IntArray]], state: int
     return selection
 
 
-def _undominated(left: IntArray, value: FloatArray) -> IntArray:
+def _undominated(left: IntArray, value: Floats) -> IntArray:
     """Return indices of states that no other one beats; with several budgets only exact ties are merged."""
     if not len(value):
         return np.zeros(0, np.int64)

@@ -15,7 +15,8 @@ import numpy as np
 from geoquant.allocation.exact import Proven, least_sum
 from geoquant.allocation.feasibility import Found, any_feasible, cheapest
 from geoquant.allocation.instance import normalized
-from geoquant.allocation.problem import FloatArray, Problem
+from geoquant.allocation.problem import Problem
+from geoquant.arrays import Floats
 
 
 def least_worst(problem: Problem) -> Proven:
@@ -69,14 +70,14 @@ def worst_bound(problem: Problem) -> float:
     return float(levels[low])
 
 
-def _levels(blocks: Problem) -> FloatArray:
+def _levels(blocks: Problem) -> Floats:
     """Return the damages that can be the worst one, ascending: none is below the best of some site."""
     least = blocks.damage.min(axis=1).max()
     values = np.unique(blocks.damage[blocks.mask])
     return np.asarray(values[values >= least], np.float64)
 
 
-def _capped(blocks: Problem, level: float) -> FloatArray:
+def _capped(blocks: Problem, level: float) -> Floats:
     return np.where(blocks.damage <= level, blocks.damage, np.inf)
 
 

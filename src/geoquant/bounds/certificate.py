@@ -15,12 +15,11 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from geoquant.arrays import Floats
 from geoquant.bounds.mean_bounds import anytime_upper_mean_bound, upper_mean_bound
 from geoquant.errors import DataError, GeoquantError
-
-Floats = NDArray[np.float64]
 
 ASSUMPTION = "independent samples of the data in question, which never selected the plan"
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
+from geoquant.arrays import Floats
 from geoquant.errors import GeoquantError
 
 
@@ -122,7 +122,7 @@ def own_layer_rule(
 
 
 def coupled_rule(
-    coupling: NDArray[np.float64] | Sequence[Sequence[float]], gradient_norms: Sequence[float], errors: Sequence[float]
+    coupling: Floats | Sequence[Sequence[float]], gradient_norms: Sequence[float], errors: Sequence[float]
 ) -> tuple[bool, ...]:
     """Say for each layer whether Σ_j‖H_ij‖‖δ_j‖ < ‖∇_i f‖. If it holds for all layers, so does the descent condition.
 
@@ -142,7 +142,7 @@ def coupled_rule(
 
 
 def sufficient_layer_bits(
-    coupling: NDArray[np.float64] | Sequence[Sequence[float]],
+    coupling: Floats | Sequence[Sequence[float]],
     gradient_norms: Sequence[float],
     weights: Sequence[int],
     spans: Sequence[float],
@@ -194,8 +194,8 @@ def noise_mark(gradient_norm: float, noise_norm: float) -> float:
 
 
 def _blocks(
-    coupling: NDArray[np.float64] | Sequence[Sequence[float]], gradients: Sequence[float], moves: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    coupling: Floats | Sequence[Sequence[float]], gradients: Sequence[float], moves: Sequence[float]
+) -> tuple[Floats, Floats, Floats]:
     blocks, norms, sizes = (np.asarray(one, dtype=float) for one in (coupling, gradients, moves))
     if blocks.shape != (len(norms), len(norms)) or sizes.shape != norms.shape:
         raise GeoquantError(f"{len(norms)} layers need a {len(norms)}×{len(norms)} coupling, got {blocks.shape}")

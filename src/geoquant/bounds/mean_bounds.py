@@ -18,11 +18,10 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from geoquant.arrays import Floats
 from geoquant.errors import DataError, GeoquantError
-
-Floats = NDArray[np.float64]
 
 METHODS = ("betting", "empirical-bernstein", "hoeffding")
 

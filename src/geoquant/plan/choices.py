@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from geoquant.arrays import Floats
 from geoquant.errors import PlanError, suggest
 from geoquant.grids import ActivationGrid, Grid
 from geoquant.models import Inventory, fused_groups, select
@@ -44,11 +45,11 @@ class Choices:
     grids: tuple[Grid, ...]
     inputs: tuple[str | None, ...]
     rows: tuple[str, ...]
-    damage: NDArray[np.float64]
+    damage: Floats
     bits: NDArray[np.int64]
     groups: tuple[tuple[int, ...], ...]
     weights: NDArray[np.int64]
-    widths: NDArray[np.float64]
+    widths: Floats
 
     @property
     def chooses_inputs(self) -> bool:
@@ -183,9 +184,7 @@ def _known(inputs: ActivationTable, name: str, grid: str | None) -> float:
     return inputs.damages.row(name)[inputs.grids.index(grid)]
 
 
-def _apply_constraints(
-    inventory: Inventory, damage: NDArray[np.float64], grids: tuple[Grid, ...], request: Request
-) -> None:
+def _apply_constraints(inventory: Inventory, damage: Floats, grids: tuple[Grid, ...], request: Request) -> None:
     """Set to inf what menu, widths and fixed grids forbid; fixed layers are exempt from the rest."""
     widths = np.array([grid.bits for grid in grids])
     measured = [str(grid) for grid in grids]
@@ -212,7 +211,7 @@ def _apply_constraints(
 
 
 def _require(
-    damage: NDArray[np.float64],
+    damage: Floats,
     rows: NDArray[np.bool_],
     keep: NDArray[np.bool_],
     what: str,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geoquant.allocation import Cost
+from geoquant.arrays import Floats
 from geoquant.errors import BudgetError, PlanError
 from geoquant.plan.choices import Choices, make_choices
 from geoquant.plan.limits import linear_limits
@@ -60,7 +61,7 @@ class Neighbourhood:
         return tuple(limit.cost for limit in found)
 
     def best(
-        self, damage: NDArray[np.float64], centre: tuple[int, ...] | None = None, changes: int | None = None
+        self, damage: Floats, centre: tuple[int, ...] | None = None, changes: int | None = None
     ) -> tuple[tuple[int, ...], Optimality] | None:
         """Return the best selection under other damages, and how good it is; None when nothing fits.
 
@@ -92,7 +93,7 @@ class Neighbourhood:
         activations = self.choices.activations(columns, self.request.activations)
         return replace(self.plan, names=names, activations=activations, evidence=None)
 
-    def weighed(self, columns: tuple[int, ...], damage: NDArray[np.float64], predictor: str) -> Plan:
+    def weighed(self, columns: tuple[int, ...], damage: Floats, predictor: str) -> Plan:
         """Return the plan of a selection; its evidence are tables of other damages, in nats, and a bound for those.
 
         Believed damages are those of pairs (weight grid, activation grid). The tables hold how they change with one of
@@ -109,7 +110,7 @@ class Neighbourhood:
         return plan_of(inventory, source, self.request, choices, columns, optimality)
 
     def _corrected(
-        self, columns: tuple[int, ...], damage: NDArray[np.float64], predictor: str
+        self, columns: tuple[int, ...], damage: Floats, predictor: str
     ) -> tuple[DamageTable, ActivationTable | None]:
         """Return the plan's tables with the believed damages in them."""
         old, inputs, period = self.evidence.table, self.evidence.inputs, self.choices.period
@@ -132,9 +133,9 @@ class Neighbourhood:
         return table, replace(inputs, damages=replace(inputs.damages, damage=_rows(entering)))
 
 
-def _where_finite(found: NDArray[np.float64], otherwise: NDArray[np.float64]) -> NDArray[np.float64]:
+def _where_finite(found: Floats, otherwise: Floats) -> Floats:
     return np.where(np.isfinite(found), found, otherwise)
 
 
-def _rows(table: dict[str, NDArray[np.float64]]) -> tuple[tuple[float, ...], ...]:
+def _rows(table: dict[str, Floats]) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(row.tolist()) for row in table.values())

@@ -13,12 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from geoquant import storage
+from geoquant.arrays import Floats
 from geoquant.errors import FileFormatError, LayerNameError, suggest
 from geoquant.grids import ActivationGrid, Grid, Storage
 from geoquant.models import Inventory, find_operations, select, take_inventory
@@ -31,7 +30,7 @@ from geoquant.sensitivity import ActivationTable, DamageTable
 # activations and their average bits; older ones, which have none of them, are read too.
 PLAN_VERSION = 3
 
-Objective = str | Callable[[NDArray[np.float64]], float]
+Objective = str | Callable[[Floats], float]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from geoquant.arrays import Floats
 from geoquant.grids import ActivationGrid
 from geoquant.models import Inventory
 from geoquant.plan.choices import Choices
@@ -49,7 +50,7 @@ def _fused(row: int, rows: list[int], inventory: Inventory) -> str:
 
 
 def _steps(
-    damage: NDArray[np.float64],
+    damage: Floats,
     bits: NDArray[Any],
     column: int,
     names: Sequence[str],

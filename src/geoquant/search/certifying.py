@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from geoquant.arrays import Floats
 from geoquant.bounds import Certificate, CertificateSequence
-from geoquant.evaluation import Floats
 from geoquant.models import Forward
 from geoquant.progress import task
 from geoquant.search.samples import Metric, scores

@@ -21,9 +21,10 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from geoquant import storage
+from geoquant.arrays import Floats
 from geoquant.data import collect, fingerprint
 from geoquant.errors import FileFormatError, PlanError
-from geoquant.evaluation import Divergence, Floats
+from geoquant.evaluation import Divergence
 from geoquant.models import Forward
 from geoquant.plan import Plan
 from geoquant.plan.nearby import Neighbourhood

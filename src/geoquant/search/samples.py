@@ -13,8 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.errors import DataError, PlanError
-from geoquant.evaluation import Floats, accuracy_per_sample
+from geoquant.evaluation import accuracy_per_sample
 from geoquant.models import Forward, batch_size, inference, predict
 from geoquant.plan import Plan
 from geoquant.quantize import quantize

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from geoquant.arrays import Floats
 from geoquant.bounds import Certificate
 from geoquant.data import collect
 from geoquant.errors import GeoquantError
-from geoquant.evaluation import Floats
 from geoquant.models import Forward, batch_size
 from geoquant.plan import Budget, Plan, allocate
 from geoquant.plan.choices import make_choices

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from geoquant.arrays import Floats
 
 
-def sample_mean(values: Array | Sequence[Array], weights: Array | Sequence[float] | None = None) -> tuple[Array, Array]:
+def sample_mean(
+    values: Floats | Sequence[Floats], weights: Floats | Sequence[float] | None = None
+) -> tuple[Floats, Floats]:
     """Return Σ values / Σ weights over the first axis, and the standard error of that ratio.
 
     Args:
@@ -40,7 +41,7 @@ def sample_mean(values: Array | Sequence[Array], weights: Array | Sequence[float
     return mean, np.sqrt(spread * len(joined) / (len(joined) - 1)) / total
 
 
-def rising(change: Array, errors: Array) -> Array:
+def rising(change: Floats, errors: Floats) -> Floats:
     """Return the nearest values (least squares) that never fall as `errors` rises: pool adjacent violators.
 
     >>> rising(np.array([3.0, 5.0, 1.0]), np.array([0.9, 0.2, 0.1])).tolist()

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from geoquant.arrays import Floats
+
 Columns = tuple[int, ...]
 
 COMMON, SITE, OWN = 0.5, 0.7, 0.3

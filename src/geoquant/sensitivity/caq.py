@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.geometry import spectral_norm
 from geoquant.geometry.factors import is_gpt2_conv1d
-from geoquant.sensitivity.averaging import Array
 from geoquant.sensitivity.passes import visit_inputs
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -66,7 +66,7 @@ class Caq:
         return table(self.name, self.unit, subject, damage, np.zeros_like(damage), 1.0, subject.samples)
 
 
-def composed_log_error(layers: tuple[LayerConstants, ...], bits: Array) -> Array:
+def composed_log_error(layers: tuple[LayerConstants, ...], bits: Floats) -> Floats:
     """Return log[(L·D·2^(−p) + κ·D²·2^(−2p))·∏_later L] for every layer and width, (layers, widths).
 
     >>> first = LayerConstants("a", 2.0, 8.0, 1.0, 0)
@@ -82,7 +82,7 @@ def composed_log_error(layers: tuple[LayerConstants, ...], bits: Array) -> Array
     linear = np.log(stretch[:, None] * diameter) - bits * np.log(2)
     kappa = np.array([max(layer.kappa, tiny) for layer in layers])[:, None]
     bent = np.log(kappa) + 2 * np.log(diameter) - 2 * bits * np.log(2)
-    total: Array = np.logaddexp(linear, bent) + later[:, None]
+    total: Floats = np.logaddexp(linear, bent) + later[:, None]
     return total
 
 

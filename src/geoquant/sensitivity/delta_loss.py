@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from geoquant.arrays import Floats
 from geoquant.geometry import Objective
 from geoquant.geometry.objective import Scored
 from geoquant.models import inference, predict, targets_of, temporarily
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.passes import loss_gradient, objective_of
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -70,7 +71,7 @@ def _references(subject: Subject, objective: Objective) -> list[Tensor]:
 
 def _scores(
     subject: Subject, objective: Objective, batch: Any, index: int, reference: Tensor | None, shifts: list[Tensor]
-) -> Array:
+) -> Floats:
     """Return Σ|g ⊙ δ| of every site on one piece."""
     scored = objective.scored(batch)
     sent = loss_gradient(subject, batch, scored, index) if reference is None else _toward(scored, reference)

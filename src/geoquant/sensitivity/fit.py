@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoquant.arrays import Floats
 from geoquant.errors import ModelError
 from geoquant.geometry.per_sample import gradient_norms
 from geoquant.geometry.pieces import split
 from geoquant.models import batch_size
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.passes import GRADIENT_COST, GradientRun, visit_gradients
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -68,9 +69,9 @@ class GradientNorm:
         return table(self.name, self.unit, subject, mean[:, None] * fall, error[:, None] * fall, cost, len(norms))
 
 
-def sample_gradient_norms(subject: Subject, what: str) -> tuple[Array, float]:
+def sample_gradient_norms(subject: Subject, what: str) -> tuple[Floats, float]:
     """Return ‖∇_W‖² of each sample's own loss, (samples, sites), and the cost in forward-equivalents."""
-    rows: list[Array] = []
+    rows: list[Floats] = []
     singly = 0
 
     def visit(gradient: GradientRun) -> None:

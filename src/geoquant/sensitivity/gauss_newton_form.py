@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geoquant.arrays import Floats
 from geoquant.geometry import Objective, make_objective
 from geoquant.geometry.gauss_newton import EXACT_COLUMNS
 from geoquant.geometry.hvp import push_forward
 from geoquant.geometry.plain import PlainBatchNorm
 from geoquant.geometry.sweep import HELD, Arrival, Sweep, sweep
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.passes import applied, objective_of
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -45,8 +46,8 @@ class Shifts:
         cost: forward-equivalents.
     """
 
-    values: Array
-    predictions: Array
+    values: Floats
+    predictions: Floats
     cost: float
 
     def damage(self, columns: Sequence[int]) -> tuple[float, float]:
@@ -55,18 +56,18 @@ class Shifts:
         mean, stderr = sample_mean(self._halved(moved), self.predictions)
         return float(mean), float(stderr)
 
-    def gram(self, columns: Sequence[int]) -> Array:
+    def gram(self, columns: Sequence[int]) -> Floats:
         """Return ½δ_lᵀGδ_m of every pair of sites, (sites, sites); its sum is `damage`."""
         moved = self.values[:, np.arange(len(columns)), list(columns)]
-        found: Array = np.einsum("nld,nmd->lm", moved, moved) / (2 * self.predictions.sum())
+        found: Floats = np.einsum("nld,nmd->lm", moved, moved) / (2 * self.predictions.sum())
         return found
 
-    def alone(self) -> tuple[Array, Array]:
+    def alone(self) -> tuple[Floats, Floats]:
         """Return ½δᵀGδ of each choice alone, (sites, grids), and its standard error."""
         return sample_mean(self._halved(self.values), self.predictions)
 
-    def _halved(self, moved: Array) -> Array:
-        halved: Array = np.square(moved).sum(-1) / 2
+    def _halved(self, moved: Floats) -> Floats:
+        halved: Floats = np.square(moved).sum(-1) / 2
         return halved
 
 
@@ -103,8 +104,8 @@ def gauss_newton_shifts(subject: Subject, probes: int = 8, what: str = "Gauss-Ne
         what: name of the work for whoever watches.
     """
     objective = objective_of(subject, _PIECE)
-    values: list[Array] = []
-    counts: list[Array] = []
+    values: list[Floats] = []
+    counts: list[Floats] = []
     cost = 0.0
     with objective.studied(), task(what, len(objective.batches)) as advance:
         for index, batch in enumerate(objective.batches):
@@ -119,7 +120,7 @@ def gauss_newton_shifts(subject: Subject, probes: int = 8, what: str = "Gauss-Ne
     return Shifts(_joined(values), predictions, cost / len(predictions))
 
 
-def _joined(values: Sequence[Array]) -> Array:
+def _joined(values: Sequence[Floats]) -> Floats:
     """Join batches; one with fewer outputs a sample has nothing in the directions that it lacks."""
     most = max(part.shape[-1] for part in values)
     return np.concatenate([np.pad(part, [(0, 0)] * 3 + [(0, most - part.shape[-1])]) for part in values])
@@ -143,7 +144,7 @@ def _passes(subject: Subject, run: Sweep, probes: int) -> float:
     return 2.0 + 2.0 * directions + len(subject.grids) * (groups + PUSH_COST * len(run.loose)) + 3.0 * bool(run.loose)
 
 
-def _shifts(subject: Subject, run: Sweep, probes: int, index: int) -> Array:
+def _shifts(subject: Subject, run: Sweep, probes: int, index: int) -> Floats:
     """Return ⟨S·direction, Jδ⟩ of one batch, (samples, sites, grids, directions); 0 at sites that are not covered."""
     enumerated = run.enumerable(EXACT_COLUMNS)
     directions = run.columns() if enumerated else run.signs(probes, subject.seed, index)
@@ -168,7 +169,7 @@ def _inner(arrival: Arrival, shift: Tensor, samples: int) -> Tensor:
     return total
 
 
-def _loose_shifts(subject: Subject, run: Sweep, batch: Any, probes: int, index: int) -> Array:
+def _loose_shifts(subject: Subject, run: Sweep, batch: Any, probes: int, index: int) -> Floats:
     """Do the same for weights that no plain layer holds: push each displacement through the derivative's graph."""
     chosen = [subject.sites[place] for place in run.loose]
     objective = make_objective(subject.model, [batch], chosen, loss="kl", forward=subject.forward)

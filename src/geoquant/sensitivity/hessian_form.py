@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from geoquant.arrays import Floats
 from geoquant.geometry import make_objective
 from geoquant.geometry.hutchinson import dots
 from geoquant.geometry.hvp import GRAPH_COST, PRODUCT_COST, products
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array
 from geoquant.sensitivity.gauss_newton_form import gauss_newton_shifts, shifts_cost
 from geoquant.sensitivity.passes import loss_name
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
@@ -57,7 +57,7 @@ def _remainder_cost(subject: Subject, curved: tuple[int, ...]) -> float:
     return len(curved) * (GRAPH_COST + PRODUCT_COST * len(subject.grids))
 
 
-def _remainder(subject: Subject, row: int) -> Array:
+def _remainder(subject: Subject, row: int) -> Floats:
     """Return δᵀRδ of one site on every grid, (grids,)."""
     objective = make_objective(
         subject.model, subject.batches, [subject.sites[row]], loss=loss_name(subject), forward=subject.forward

@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor, nn
 
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.arrays import Floats
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.passes import applied, visit_inputs
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -31,7 +32,7 @@ class IMatrix:
         Raises:
             ModelError: a site is no weight of a plain layer (attention's own projections).
         """
-        rows: list[Array] = []
+        rows: list[Floats] = []
         calls: list[tuple[int, Tensor]] = []
 
         def look(place: int, module: nn.Module, seen: Tensor) -> None:
@@ -58,11 +59,11 @@ def _per_position(module: nn.Module, error: Tensor) -> Tensor:
     return error.sum(-1 - axes)
 
 
-def _by_sample(error: Tensor, samples: int) -> Array:
+def _by_sample(error: Tensor, samples: int) -> Floats:
     """Average over positions; what is not laid out by sample (a table of positions) counts for all alike."""
     whole = error.numel() % samples == 0
     each = error.reshape(samples, -1).mean(1) if whole else error.mean().expand(samples)
-    found: Array = each.double().cpu().numpy()
+    found: Floats = each.double().cpu().numpy()
     return found
 
 

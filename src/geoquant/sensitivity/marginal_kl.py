@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.errors import GridError
 from geoquant.evaluation import Mean, WeightedMean, kl_per_sample
 from geoquant.grids import Grid
 from geoquant.models import Replay, get_weight, inference, predict, prediction_mask, temporarily
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array, rising
+from geoquant.sensitivity.averaging import rising
 from geoquant.sensitivity.deploying import Deploy, divergences, round_to_nearest
 from geoquant.sensitivity.operating_point import thrifty_columns
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
@@ -44,9 +45,9 @@ class Marginals:
 
     base: tuple[Grid, ...]
     base_kl: Mean
-    change: Array
-    stderr: Array
-    samples: Array
+    change: Floats
+    stderr: Floats
+    samples: Floats
     cost: float
 
     def damage(self, columns: Sequence[int]) -> float:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.arrays import Floats
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.passes import GRADIENT_COST, GradientRun, applied, refuse_loose, visit_gradients
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
@@ -32,7 +33,7 @@ class ModelOptGradient:
         Raises:
             ModelError: a site is no weight of a plain layer (attention's own projections).
         """
-        rows: list[Array] = []
+        rows: list[Floats] = []
 
         def visit(gradient: GradientRun) -> None:
             refuse_loose(subject, gradient.run, self.name)
@@ -43,7 +44,7 @@ class ModelOptGradient:
         return table(self.name, self.unit, subject, mean, stderr, self.estimated_cost(subject), subject.samples)
 
 
-def _scores(subject: Subject, gradient: GradientRun) -> Array:
+def _scores(subject: Subject, gradient: GradientRun) -> Floats:
     """Return the scores of one batch, (samples, sites, grids)."""
     samples = gradient.run.samples
     found = np.zeros((samples, len(subject.sites), len(subject.grids)))

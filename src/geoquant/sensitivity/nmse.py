@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.models import Replay, batch_size, evaluating, inference, temporarily
 from geoquant.progress import task
-from geoquant.sensitivity.averaging import Array, sample_mean
+from geoquant.sensitivity.averaging import sample_mean
 from geoquant.sensitivity.protocol import PREDICTORS, DamageTable, Subject, table
 
 
@@ -35,7 +36,7 @@ class Nmse:
 
     def measure(self, subject: Subject) -> DamageTable:
         """Run every (site, grid) on every batch and compare on the way; keeps one batch's outputs of all layers."""
-        rows: list[Array] = []
+        rows: list[Floats] = []
         shares: list[float] = []
         with inference(subject.model), task(self.name, len(subject.batches) * len(subject.sites)) as advance:
             for batch in subject.batches:
@@ -47,7 +48,7 @@ class Nmse:
         return table(self.name, self.unit, subject, mean, stderr, cost, subject.samples)
 
 
-def _measure(subject: Subject, batch: Any, replay: Replay, advance: Callable[[], None]) -> Array:
+def _measure(subject: Subject, batch: Any, replay: Replay, advance: Callable[[], None]) -> Floats:
     """Return the scores of one batch, (samples, sites, grids)."""
     samples = batch_size(batch)
     points = interest_points(subject)

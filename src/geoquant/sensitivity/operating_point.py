@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from geoquant.sensitivity.averaging import Array
+from geoquant.arrays import Floats
 from geoquant.sensitivity.protocol import Subject
 
 BAND = 0.02
@@ -18,14 +18,14 @@ STEPS = 1000
 """A random walk to the budget stops after so many steps per site."""
 
 
-def stored_bits(subject: Subject) -> Array:
+def stored_bits(subject: Subject) -> Floats:
     """Return the stored bits of every choice, scales and zero points included: (sites, grids)."""
     return np.array(
         [[grid.storage(site.matrix_shape).total_bits for grid in subject.grids] for site in subject.sites], float
     )
 
 
-def thrifty_columns(subject: Subject, average_bits: float, damage: Array | None = None) -> tuple[int, ...]:
+def thrifty_columns(subject: Subject, average_bits: float, damage: Floats | None = None) -> tuple[int, ...]:
     """Return a column per site with little total damage at no more than `average_bits`, where that can be met.
 
     Starts from the cheapest choices and takes the step of the steepest descent (damage per stored bit) that still fits,
@@ -46,7 +46,7 @@ def thrifty_columns(subject: Subject, average_bits: float, damage: Array | None 
     return tuple(int(column) for column in best)
 
 
-def _descended(cost: Array, score: Array, limit: float) -> NDArray[np.intp]:
+def _descended(cost: Floats, score: Floats, limit: float) -> NDArray[np.intp]:
     """Start from the smallest choices and spend what is left of `limit` where it helps most per bit."""
     rows = np.arange(len(cost))
     # The choice of least storage, among equals that of least damage.
@@ -64,7 +64,7 @@ def _descended(cost: Array, score: Array, limit: float) -> NDArray[np.intp]:
 
 
 def random_columns(
-    cost: Array, weights: int, average_bits: float, generator: np.random.Generator, band: float = BAND
+    cost: Floats, weights: int, average_bits: float, generator: np.random.Generator, band: float = BAND
 ) -> tuple[int, ...]:
     """Draw a column per site, then move random sites by one column until the average is within `band`.
 

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from geoquant.arrays import Floats
 from geoquant.errors import LayerNameError, suggest
 from geoquant.grids import Grid, QuantizedMatrix
 from geoquant.models import Site, batch_size, get_weight
@@ -66,7 +66,7 @@ class Subject:
         return sum(batch_size(batch) for batch in self.batches)
 
     @cached_property
-    def squared_errors(self) -> NDArray[np.float64]:
+    def squared_errors(self) -> Floats:
         """‖Q(w) − w‖² per (site, grid), in squared weight units."""
         errors = np.empty((len(self.sites), len(self.grids)))
         for i, site in enumerate(self.sites):
@@ -111,8 +111,8 @@ def table(
     predictor: str,
     unit: str | None,
     subject: Subject,
-    damage: NDArray[np.float64],
-    stderr: NDArray[np.float64],
+    damage: Floats,
+    stderr: Floats,
     cost: float,
     samples: int,
 ) -> DamageTable:
