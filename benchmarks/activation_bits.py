@@ -77,7 +77,7 @@ def read_arguments() -> argparse.Namespace:
 
 def deployed(row: Row, model: torch.nn.Module, calibration: Any, test: Any, wanted: Any) -> dict[str, object]:
     """Quantize by the plan and look at the test images."""
-    net = quantize(model, row.plan, calibration)
+    net = quantize(model, row.plan, calibration, rounding="gptq")
     result = evaluate(net, test, reference=wanted)
     assert result.kl is not None
     assert row.plan.bit_operations is not None

@@ -169,12 +169,14 @@ def tuning(settings: Settings) -> NetworkTuning:
     return NetworkTuning(steps=settings.steps, codes=rate, scales=rate / 10, free=rate / 10)
 
 
-def planned(bench: Bench, cells: Cells, budget: float, seed: int, learned: bool) -> dict[str, Any]:
-    """Profile, allocate, round by GPTQ and, if wanted, learn codes together."""
+def planned(
+    bench: Bench, cells: Cells, budget: float, seed: int, rounding: str, learned: bool = False
+) -> dict[str, Any]:
+    """Profile, allocate, round and, if wanted, learn codes together."""
     batches = bench.calibration(seed)
     plan = gq.allocate(bench_profile(bench, cells, batches, seed), gq.Budget(average_bits=budget))
     refine = tuning(bench.settings) if learned else "none"
-    model = quantize(bench.model, plan, batches, rounding="gptq", norms="none", refine=refine, seed=seed)
+    model = quantize(bench.model, plan, batches, rounding=rounding, norms="none", refine=refine, seed=seed)
     return bench.judged(plan, model, grids=dict(zip(plan.inventory.names, plan.names, strict=True)))
 
 
@@ -191,9 +193,12 @@ def bench_profile(bench: Bench, cells: Cells, batches: Sequence[Any], seed: int)
 CONTESTANTS: dict[str, Callable[[Bench, Cells, float, int], dict[str, Any]]] = {
     "uniform, nearest": lambda bench, cells, budget, seed: uniform(bench, budget, seed, "nearest"),
     "uniform, GPTQ": lambda bench, cells, budget, seed: uniform(bench, budget, seed, "gptq"),
-    "geoquant, GPTQ": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, False),
+    "geoquant, GPTQ": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, "gptq"),
+    "geoquant, descent": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, "descent"),
     "uniform, GPTQ, codes learned": learned_uniform,
-    "geoquant, GPTQ, codes learned": lambda bench, cells, budget, seed: planned(bench, cells, budget, seed, True),
+    "geoquant, GPTQ, codes learned": lambda bench, cells, budget, seed: planned(
+        bench, cells, budget, seed, "gptq", True
+    ),
 }
 UNSEEDED = ("uniform, nearest",)
 

@@ -56,7 +56,7 @@ class Bench:
     def deploy(self, grids: Any) -> torch.nn.Module:
         """Quantize a copy of the model through the pipeline."""
         plan = grids if isinstance(grids, Plan) else Plan(self.inventory, tuple(map(str, grids)))
-        return quantize(self.model, plan, self.batches, effort="balanced", seed=self.seed)
+        return quantize(self.model, plan, self.batches, rounding="gptq", seed=self.seed)
 
     def predictor(self, name: str, budget: float) -> Predictor:
         """Return a predictor, set to the budget and the pipeline where it takes them."""

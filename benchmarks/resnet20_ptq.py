@@ -44,8 +44,9 @@ def methods(quick: bool) -> dict[str, dict[str, Any]]:
     for name in ROUNDINGS:
         made[f"{name}, norms corrected"] = {"rounding": name, "norms": "relative"}
     made["gptq, norms as they are"] = {"rounding": "gptq", "norms": "none"}
-    made["gptq, norms corrected, blocks learned"] = {"refine": BlockTuning(steps=2) if quick else "blocks"}
-    made["gptq, norms corrected, network learned"] = {"refine": NetworkTuning(steps=2) if quick else "network"}
+    blocks, network = (BlockTuning(steps=2), NetworkTuning(steps=2)) if quick else ("blocks", "network")
+    made["gptq, norms corrected, blocks learned"] = {"rounding": "gptq", "refine": blocks}
+    made["gptq, norms corrected, network learned"] = {"rounding": "gptq", "refine": network}
     return made
 
 

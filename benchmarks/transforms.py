@@ -106,7 +106,9 @@ def measure_resnet(arguments: argparse.Namespace) -> None:
             for grid in ("int4", "int4:tensor")[: 1 if arguments.quick else None]:
                 plan = uniform_plan(net, grid, activations={"re:[^:]*": "int4:affine", "conv1": "int8:affine"})
                 for name in ("none", "equalize"):
-                    done = quantize(net, plan, batches, transforms=() if name == "none" else name, seed=seed)
+                    done = quantize(
+                        net, plan, batches, rounding="gptq", transforms=() if name == "none" else name, seed=seed
+                    )
                     accuracy = 100 * evaluate(done, test).accuracy.value
                     found.setdefault((norms, grid, name), (plan.bytes, []))[1].append(accuracy)
                     print(seed, norms, grid, name, round(accuracy, 2), sep="; ", flush=True)

@@ -103,15 +103,15 @@ def test_rounding_and_norms_are_chosen_on_the_command_line(
         "blind": [],
         "nearest": ["--data", DATA, "--rounding", "nearest", "--norms", "none"],
         "default": ["--data", DATA],
-        "gptq": ["--data", DATA, "--rounding", "gptq", "--norms", "relative", "--refine", "none"],
+        "descent": ["--data", DATA, "--rounding", "descent", "--norms", "relative", "--refine", "none"],
         "balanced": ["--data", DATA, "--effort", "balanced"],
         "fast": ["--data", DATA, "--effort", "fast"],
     }
     for name, options in settings.items():
         assert run(capsys, *common, str(tmp_path / name), *options)[0] == 0
     files = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in settings}
-    assert files["blind"] == files["nearest"] != files["default"] == files["gptq"] == files["balanced"]
-    assert files["fast"] not in (files["blind"], files["gptq"])
+    assert files["blind"] == files["nearest"] != files["default"] == files["descent"] == files["balanced"]
+    assert files["fast"] not in (files["blind"], files["descent"])
     code, _, err = run(capsys, *common, str(tmp_path / "no"), "--rounding", "gptq")
     assert code == 2
     assert "pass calibration" in err

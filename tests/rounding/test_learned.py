@@ -78,7 +78,10 @@ def test_descent_improves_on_gptq(grid: str) -> None:
     assert ours <= theirs * 1.001
 
 
-def test_descent_ends_where_no_single_code_helps() -> None:
+@pytest.mark.parametrize("block", [128, 5])
+def test_descent_ends_where_no_single_code_helps(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the blocks that columns hear of each other in."""
+    monkeypatch.setattr("geoquant.rounding.descent._BLOCK", block)
     matrix, grid, hessian = torch.randn(4, 16), Grid.parse("int3:maxabs:fp32"), correlated(16)
     damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(16)
     result = Descent(sweeps=100)(matrix, grid, RoundingContext(hessian))

@@ -1,7 +1,7 @@
 """Is there a low-loss codeword near the float weights, and does a known way of rounding find it?
 
 Candidates are deployed on copies and judged on samples that took no part in making them: nearest rounding, GPTQ
-(second-order reconstruction), the default pipeline (GPTQ with corrected norms), a short straight-through walk that may
+(second-order reconstruction), GPTQ with corrected norms, a short straight-through walk that may
 only choose between the two levels around each weight, and a short training of codes, scales and norms. All of them
 look at the float model's answers, not at labels. That none is found proves nothing: the search is short.
 """

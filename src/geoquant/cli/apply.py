@@ -104,8 +104,8 @@ def quantize_command(
     effort: Annotated[
         str | None,
         typer.Option(
-            help="fast (nearest, norms corrected), balanced (GPTQ, norms corrected; the default with --data) or best "
-            "(codes learned afterwards; minutes). Without --data: plain nearest."
+            help="fast (nearest, norms corrected), balanced (GPTQ, then descent, norms corrected; the default with "
+            "--data) or best (codes learned afterwards; minutes). Without --data: plain nearest."
         ),
     ] = None,
     rounding: Annotated[str | None, typer.Option(help=f"Instead of the effort's: {', '.join(ROUNDINGS)}.")] = None,

@@ -98,7 +98,7 @@ class Recipe:
 BLIND = Recipe()
 EFFORTS = {
     "fast": Recipe("nearest", "relative"),
-    "balanced": Recipe("gptq", "relative"),
+    "balanced": Recipe("descent", "relative"),
     "best": Recipe("gptq", "relative", suited),
 }
 
@@ -117,7 +117,7 @@ def choose_recipe(
         PlanError: something needs calibration and there is none.
 
     >>> choose_recipe(None, None, None, None, calibrated=True)
-    Recipe(rounding='gptq', norms='relative', refine=None)
+    Recipe(rounding='descent', norms='relative', refine=None)
     >>> choose_recipe("best", "nearest", None, "none", calibrated=True)
     Recipe(rounding='nearest', norms='relative', refine=None)
     """

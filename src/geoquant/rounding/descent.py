@@ -19,6 +19,8 @@ from geoquant.rounding.gptq import Axis, Gptq, assemble
 from geoquant.rounding.output_error import output_error
 from geoquant.rounding.protocol import ROUNDINGS, RoundingContext
 
+_BLOCK = 128  # columns
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -86,22 +88,38 @@ ROUNDINGS.register("descent", Descent())
 
 
 def _sweep(weights: Tensor, axis: Axis, level: Tensor, hessian: Tensor) -> Tensor:
-    """Return the levels after each column was put where it is best for the others as they are."""
+    """Return the levels after each column was put where it is best for the others as they are.
+
+    Columns of one block see each other's moves at once; those behind it hear of them in one product at its end.
+    """
     level = level.clone()
     error = axis.values(level) - weights
     slope = error @ hessian
+    for start in range(0, weights.shape[1], _BLOCK):
+        columns = slice(start, start + _BLOCK)
+        before = error[:, columns].clone()
+        _sweep_block_(weights, axis, level, error, slope[:, columns], hessian[columns, columns], start)
+        moved = error[:, columns] - before
+        if moved.any():
+            slope[:, start + _BLOCK :] += moved @ hessian[columns, start + _BLOCK :]
+    return level
+
+
+def _sweep_block_(
+    weights: Tensor, axis: Axis, level: Tensor, error: Tensor, slope: Tensor, hessian: Tensor, start: int
+) -> None:
+    """Put the columns from `start` on, one after another, where they are best; `slope` and `hessian` are theirs."""
     diagonal = hessian.diagonal()
-    for column in range(weights.shape[1]):
-        wished = weights[:, column] + error[:, column] - slope[:, column] / diagonal[column]
+    for place in range(len(hessian)):
+        column = start + place
+        wished = weights[:, column] + error[:, column] - slope[:, place] / diagonal[place]
         chosen = axis.grid.format.nearest(axis.normalize(wished, column))
-        moved = axis.value(chosen, column) - weights[:, column]
-        change = moved - error[:, column]
-        worse = change * (2 * slope[:, column] + change * diagonal[column]) >= 0  # ties and rounding noise stay put
+        change = axis.value(chosen, column) - weights[:, column] - error[:, column]
+        worse = change * (2 * slope[:, place] + change * diagonal[place]) >= 0  # ties and rounding noise stay put
         change = torch.where(worse, 0.0, change)
         level[:, column] = torch.where(worse, level[:, column], chosen)
         error[:, column] += change
-        slope.addr_(change, hessian[column])
-    return level
+        slope.addr_(change, hessian[place])
 
 
 def _refit(weights: Tensor, axis: Axis, scales: Scales, level: Tensor, hessian: Tensor) -> Scales:

@@ -86,7 +86,8 @@ def quantize_folder(
         plan: made for this model (see `profile_folder`).
         output: folder for the artifact, the same that `save` would write.
         calibration: batches; needed by roundings that look at inputs.
-        rounding: ``gptq`` with calibration, ``nearest`` without, by default.
+        rounding: ``gptq`` with calibration, ``nearest`` without, by default; ``descent`` is better and takes several
+            times as long on wide layers.
         task: what the model is for; the folder's own word by default.
         seed: of every random draw.
 

@@ -48,11 +48,11 @@ def on_grid(configuration: Mapping[str, Any]) -> dict[str, Any]:
     losses = {
         "float": _loss(case.model, case),
         "nearest": _loss(rounded, case),
-        "gptq": _loss(quantize(case.model, plan, case.calibration), case),
+        "gptq": _loss(quantize(case.model, plan, case.calibration, rounding="gptq"), case),
         "float_further_nearest": _loss(
             quantize(further, plan, case.calibration, rounding="nearest", norms="none"), case
         ),
-        "float_further_gptq": _loss(quantize(further, plan, case.calibration), case),
+        "float_further_gptq": _loss(quantize(further, plan, case.calibration, rounding="gptq"), case),
         "trained": _loss(trained, case),
     }
     return {**losses, "average_bits": plan.average_bits, **_predicted(case, plan, configuration), "rows": rows}
