@@ -84,3 +84,24 @@ def larger(document: Document, size: str) -> str:
             cells.append(f"{least:.2g}" if job != "gptq" else f"{least:.2g} to {most:.2g}")
         body.append([job, *cells])
     return markdown(["hours of one core", *LARGER], body)
+
+
+def encoders(document: Document) -> str:
+    """What rounding one layer alone does, by kind of layer, in each encoder."""
+    texts = []
+    for name, result in document.items():
+        if name == "provenance":
+            continue
+        grids = [key for key in result["damage"][0] if key.startswith("int") and " " not in key]
+        body = [
+            [
+                row["part"],
+                str(row["layers"]),
+                f"{row['weights']:,}",
+                *(f"{row[grid]:.2g} ({row[f'{grid} per million weights']:.2g})" for grid in grids),
+            ]
+            for row in result["damage"]
+        ]
+        table = markdown(["part", "layers", "weights", *grids], body)
+        texts.append(f"**{name}**, test accuracy {100 * result['test_accuracy']:.1f} %:\n\n{table}")
+    return "\n\n".join(texts)

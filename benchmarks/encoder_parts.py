@@ -77,8 +77,8 @@ ENCODERS = {
 def tokens(split: str) -> tuple[Tensor, Tensor]:
     """Return (images, 64) grey levels and labels."""
     images = digits(split)
-    levels = torch.from_numpy(images.images).reshape(len(images), TOKENS).double().mul(16 / 255).round().long()
-    return levels, torch.from_numpy(images.labels)
+    levels = torch.tensor(images.images).reshape(len(images), TOKENS).double().mul(16 / 255).round().long()
+    return levels, torch.tensor(images.labels)
 
 
 def train(model: nn.Module, epochs: int, rate: float) -> None:

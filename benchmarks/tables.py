@@ -83,6 +83,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "activations": lambda: result_tables.activations(load("activation_bits")),
     "bounds": lambda: result_tables.bounds(*map(load, BOUNDS)),
     "stories260k": lambda: artifact_tables.language(load("stories260k")),
+    "gpt": lambda: artifact_tables.language(load("gpt")),
+    "encoders": lambda: artifact_tables.encoders(load("encoder_parts")),
     "latency": lambda: artifact_tables.latency(load("onnx_latency")),
     "large": lambda: artifact_tables.large(load("large_model_100m"), load("large_model_1b")),
     "larger": lambda: artifact_tables.larger(load("large_model_100m"), "100m"),
