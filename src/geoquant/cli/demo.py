@@ -83,7 +83,7 @@ def allocate_and_report(model: nn.Module, output: Path, seed: int) -> tuple[str,
     measured = profile(model, calibration, predictors=COMPARED, seed=seed, geometry=True)
     say("allocating, quantizing and evaluating")
     pairs = plans_at_equal_bytes(measured)
-    deployed = {("geoquant + GPTQ", label): plan for (name, label), plan in pairs.items() if name == "geoquant"}
+    deployed = {("geoquant + descent", label): plan for (name, label), plan in pairs.items() if name == "geoquant"}
     points = sweep(model, pairs, test) + sweep(model, deployed, test, calibration=calibration)
     everything = points + sweep(model, comparison_plans(measured, (2.5, 3, 4, 5)), test)
     float_point = measure_point(model, None, test, "float", "float32")

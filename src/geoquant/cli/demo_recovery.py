@@ -56,7 +56,7 @@ def diagnose_and_recover(model: nn.Module, seed: int) -> Mended:
     nearest = quantize(model, plan, rounding="nearest", norms="none")
     results["rounded to nearest"] = evaluate(nearest, test, reference=wanted)
     trained = quantize(model, plan, calibration, seed=seed)
-    results["GPTQ, norms corrected"] = evaluate(trained, test, reference=wanted)
+    results["descent, norms corrected"] = evaluate(trained, test, reference=wanted)
     training = images.batches(32, seed=seed, normalize="dataset")
     trace = recover_(trained, plan, training, teacher=model, epochs=EPOCHS, seed=seed).trace
     results[f"trained, {EPOCHS} epochs"] = evaluate(trained, test, reference=wanted)
