@@ -4,8 +4,8 @@
     python benchmarks/basin_prediction.py --summary        # confusion matrix, balanced accuracy
     python benchmarks/basin_prediction.py --fit            # thresholds from the cases that are for fitting
 
-Cases are nets × plans. The prediction is written before the truth is measured: the first of nearest rounding, GPTQ with
-corrected norms, and two epochs of training with quantized weights (`recover_`, its defaults) whose rise of
+Cases are nets × plans. The prediction is written before the truth is measured: the first of nearest rounding, descent
+with corrected norms, and two epochs of training with quantized weights (`recover_`, its defaults) whose rise of
 cross-entropy on test data is at most 0.05 nats; else infeasible. Test data takes no part in anything else. Half of the
 cases, drawn by the hash of their name, are for fitting thresholds; the figures are those of the other half. Needs
 CIFAR-10, MNIST, Fashion-MNIST and TinyStories below $GEOQUANT_DATA_DIR, weights below $GEOQUANT_WEIGHTS_DIR.
@@ -55,7 +55,7 @@ TENSOR = tuple(f"int{bits}:narrow:maxabs:tensor" for bits in range(2, 7))
 FEW = ("ternary", "ternary:tensor", "binary", "binary:tensor")
 WITH_ENDS = ("int2", "ternary", "binary", "int2:narrow:maxabs:tensor")
 SETTINGS: dict[str, Any] = {
-    "protocol": 1,
+    "protocol": 2,
     "tolerance": TOLERANCE,
     "images": 20_000,
     "epochs": 2,

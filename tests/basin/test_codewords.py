@@ -53,7 +53,7 @@ def test_candidates_come_with_their_weights_and_distances(net: nn.Module, plan: 
     judge, walks = LossRise(net, data[1::2]), WalkSettings(5, 5, exhaustive=True)
     found = CodewordSearch(net, plan, data[::2], judge, 0.05, walks).run()
     names = [each.name for each, _ in found]
-    assert names == ["nearest", "gptq", "gptq, norms corrected", "neighbours", "short training"]
+    assert names == ["nearest", "gptq", "descent, norms corrected", "neighbours", "short training"]
     assert [each.weights_only for each, _ in found] == [True, True, False, True, False]
     for each, point in found:
         assert each.steps == pytest.approx(cell.steps(cell.towards(point)))
@@ -70,5 +70,11 @@ def test_nothing_dearer_is_tried_once_a_codeword_is_clearly_inside(net: nn.Modul
         return [each.name for each, _ in search.run()]
 
     assert tried("int8", 0.05) == ["nearest"]
-    assert tried("binary:tensor", 1e-4) == ["nearest", "gptq", "gptq, norms corrected", "neighbours", "short training"]
+    assert tried("binary:tensor", 1e-4) == [
+        "nearest",
+        "gptq",
+        "descent, norms corrected",
+        "neighbours",
+        "short training",
+    ]
     assert tried("binary:tensor", 1e9) == ["nearest"]

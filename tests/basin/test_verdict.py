@@ -72,7 +72,7 @@ def test_a_constructive_failure_needs_a_crossing_and_a_codeword_inside() -> None
     assert "straight-through" in found.found
     assert "although a low-loss codeword is near" in str(found)
     none = constructive_failure(
-        [candidate("nearest", 2.0), candidate("gptq, norms corrected", 0.01, weights_only=False)], 0.05
+        [candidate("nearest", 2.0), candidate("descent, norms corrected", 0.01, weights_only=False)], 0.05
     )
     assert (none.crossed, none.found) == (("nearest",), "")  # corrected norms are another landscape
     assert "no low-loss codeword was found" in str(none)

@@ -1,9 +1,9 @@
 """Is there a low-loss codeword near the float weights, and does a known way of rounding find it?
 
 Candidates are deployed on copies and judged on samples that took no part in making them: nearest rounding, GPTQ
-(second-order reconstruction), GPTQ with corrected norms, a short straight-through walk that may
-only choose between the two levels around each weight, and a short training of codes, scales and norms. All of them
-look at the float model's answers, not at labels. That none is found proves nothing: the search is short.
+(second-order reconstruction), the default pipeline (GPTQ and descent with corrected norms), a short straight-through
+walk that may only choose between the two levels around each weight, and a short training of codes, scales and norms.
+All of them look at the float model's answers, not at labels. That none is found proves nothing: the search is short.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from geoquant.plan import Plan
 from geoquant.progress import task
 from geoquant.quantize import NetworkTuning, quantize, quantized_state
 
-NEAREST, SECOND_ORDER, PIPELINE = "nearest", "gptq", "gptq, norms corrected"
+NEAREST, SECOND_ORDER, PIPELINE = "nearest", "gptq", "descent, norms corrected"
 NEIGHBOURS, TRAINED = "neighbours", "short training"
 CLEAR = 0.5
 """Share of the tolerance up to which a codeword is clearly inside: nothing dearer is tried then."""
@@ -115,7 +115,7 @@ class CodewordSearch:
         if self._clear(judged(NEAREST, nearest, True)) and not everything:
             return
         second = judged(SECOND_ORDER, self._quantized(rounding="gptq", norms="none"), True)
-        whole = self._quantized(rounding="gptq", norms="relative")
+        whole = self._quantized(effort="balanced")
         rounded = judged(PIPELINE, whole, False)
         if settings.neighbour_steps and (everything or second.value > self.tolerance):
             walk = NetworkTuning(settings.neighbour_steps, settings.neighbour_rate, 0.0, 0.0, neighbours=True)

@@ -179,7 +179,7 @@ def remedy_for(verdict: Verdict, layers: Sequence[str], constructive: Constructi
     if verdict == "ptq":
         return "round it: gq.quantize_(model, plan) is enough; with calibration batches it loses still less"
     if verdict == "better-rounding":
-        return "gq.quantize_(model, plan, calibration): already GPTQ with corrected norms stays within the tolerance"
+        return "gq.quantize_(model, plan, calibration): descent with corrected norms stays within the tolerance"
     if verdict == "infeasible":
         worst = f" first of all to {', '.join(layers[:3])}," if layers else ""
         return f"give more bits,{worst} or allow a larger drop; a training of a few epochs is not expected to suffice"

@@ -24,7 +24,7 @@ class Evidence:
     Attributes:
         tolerance: rise of the loss that is allowed, nats per prediction.
         nearest: rise after nearest rounding.
-        rounded: rise after GPTQ with corrected norms; None when nearest rounding was clearly good enough.
+        rounded: rise after descent with corrected norms; None when nearest rounding was clearly good enough.
         trained: rise left after a short training of codes, scales and norms; None when it was not tried.
         leaving: share of the layers that leave the basin when they alone are rounded.
         width: the basin's radius along the displacement, in grid steps.
@@ -50,7 +50,7 @@ class Thresholds:
 
     Attributes:
         nearest: largest rise after nearest rounding for `ptq`.
-        rounded: largest rise after GPTQ with corrected norms for `better-rounding`.
+        rounded: largest rise after descent with corrected norms for `better-rounding`.
         trained: largest rise left after the short training (or before it, where that is less) for `qat`.
     """
 
@@ -74,7 +74,7 @@ def decide(evidence: Evidence, thresholds: Thresholds = THRESHOLDS) -> tuple[Ver
         return "ptq", tuple(reasons)
     left, text = evidence.nearest, "untried, better rounding and training leave at most"
     if evidence.rounded is not None:
-        reasons.append(_compared("GPTQ with corrected norms raises", evidence.rounded, thresholds.rounded, evidence))
+        reasons.append(_compared("descent with corrected norms raises", evidence.rounded, thresholds.rounded, evidence))
         if _within(evidence.rounded, thresholds.rounded, evidence):
             return "better-rounding", tuple(reasons)
         left, text = evidence.rounded, "untrained, the pipeline leaves"

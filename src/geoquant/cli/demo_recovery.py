@@ -14,8 +14,8 @@ from geoquant.plan import align, uniform_plan
 from geoquant.quantize import quantize
 from geoquant.recovery import Trace, recover_
 
-GRID, ENDS = "binary", "int8"
-EPOCHS = 6
+GRID = "binary"
+EPOCHS = 10
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Mended:
     trace: Trace
 
     def __str__(self) -> str:
-        rows = [(f"{GRID} weights, first and last layer {ENDS}", "accuracy", "KL to float")]
+        rows = [(f"{GRID} weights, all layers", "accuracy", "KL to float")]
         rows += [(how, f"{100 * accuracy:.1f} %", f"{kl:.4f}") for how, (accuracy, kl) in self._figures().items()]
         foreseen = [f"diagnosed before rounding: {self.diagnosis.verdict}", *self.diagnosis.reasons]
         return "\n  ".join(foreseen) + "\n" + align(rows, (False, True, True))
@@ -49,8 +49,7 @@ def diagnose_and_recover(model: nn.Module, seed: int) -> Mended:
     """Say what rounding to one bit will do to `model`, round, and train what was rounded; `model` stays as it is."""
     images, test = digits("train"), digits("test").batches(256, normalize="dataset")
     calibration = images.batches(128, limit=512, seed=seed, normalize="dataset")
-    names = uniform_plan(model, GRID).inventory.names
-    plan = uniform_plan(model, GRID, {names[0]: ENDS, names[-1]: ENDS})
+    plan = uniform_plan(model, GRID)
     diagnosis = diagnose(model, plan, calibration, slices=SliceSettings(plane=9), seed=seed)
     wanted, results = logits(model, test), {}
     nearest = quantize(model, plan, rounding="nearest", norms="none")

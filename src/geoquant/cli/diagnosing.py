@@ -70,11 +70,11 @@ def diagnose_command(
 ) -> None:
     """Predict, before anything is changed, what rounding does to a model and what would help.
 
-    Verdicts: **ptq** (plain rounding keeps the loss within --tolerance), **better-rounding** (GPTQ with corrected norms
-    does), **qat** (training with quantized weights should), **infeasible** (a few epochs are not expected to). With it
-    come the width of the low-loss basin around the float weights, in grid steps, the codewords that were tried, and the
-    layers to train. With labels the loss is cross-entropy, without them the divergence from the float model. Half of
-    the samples make codewords, the other half judges them.
+    Verdicts: **ptq** (plain rounding keeps the loss within --tolerance), **better-rounding** (descent with corrected
+    norms does), **qat** (training with quantized weights should), **infeasible** (a few epochs are not expected to).
+    With it come the width of the low-loss basin around the float weights, in grid steps, the codewords that were tried,
+    and the layers to train. With labels the loss is cross-entropy, without them the divergence from the float model.
+    Half of the samples make codewords, the other half judges them.
 
     Example: `geoquant diagnose geoquant.models.zoo:resnet20_cifar10 --weights resnet20.safetensors
     --data cifar10 --normalize imagenet --grid int2 --output diagnosis/`

@@ -68,7 +68,7 @@ def test_the_control_is_trained_once_and_the_diagnosis_comes_along(monkeypatch: 
 
 
 def made(grid: str, nearest: float, gptq: float, trained: float, control: float = 9.0, **more: Any) -> Result:
-    losses = {"float": 1.0, "nearest": 1 + nearest, "gptq": 1 + gptq, "trained": 1 + trained}
+    losses = {"float": 1.0, "nearest": 1 + nearest, "gptq": 1 + gptq, "descent": 1 + gptq, "trained": 1 + trained}
     losses["float_further_nearest"] = 1 + control
     rows = tuple(more.pop("rows", ()))
     return Result({"part": "grid", "net": "n", "data": "d", "grid": grid, "seed": 0}, {**losses, **more}, rows)

@@ -49,6 +49,7 @@ def on_grid(configuration: Mapping[str, Any]) -> dict[str, Any]:
         "float": _loss(case.model, case),
         "nearest": _loss(rounded, case),
         "gptq": _loss(quantize(case.model, plan, case.calibration, rounding="gptq"), case),
+        "descent": _loss(quantize(case.model, plan, case.calibration), case),
         "float_further_nearest": _loss(
             quantize(further, plan, case.calibration, rounding="nearest", norms="none"), case
         ),

@@ -144,7 +144,7 @@ def theory(results: Results) -> Claim:
 
 def happened(cell: Result) -> str:
     """Return the first remedy after which the loss rises by no more than the tolerance."""
-    tried = (("ptq", "nearest"), ("better-rounding", "gptq"), ("qat", "trained"))
+    tried = (("ptq", "nearest"), ("better-rounding", "descent"), ("qat", "trained"))
     return next((word for word, name in tried if rise(cell, name) <= TOLERANCE), "infeasible")
 
 
