@@ -168,9 +168,10 @@ class Bench:
 
 
 def last_words(text: str) -> str:
-    """Return the last line that says something, without folders of this machine."""
+    """Return the exception's line, or else the last that says something, without folders of this machine."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    words = lines[-1] if lines else "it ended without a word"
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Interrupt)\b", line)]
+    words = [*lines, *raised][-1] if lines else "it ended without a word"
     return " ".join(Path(word).name if word.startswith("/") else word for word in words.split())[:200]
 
 
