@@ -25,6 +25,7 @@ from common import parser, write_results
 from geoquant.data import digits
 from geoquant.models import find_sites, logits_of
 from geoquant.models.zoo.transformer import TransformerClassifier
+from geoquant.rates import one_cycle
 
 GRIDS = ("int2:mse-signed", "int3:mse-signed", "int4:mse-signed")
 WIDTH, HIDDEN, HEADS, DEPTH, TOKENS, LEVELS, CLASSES = 64, 128, 4, 3, 64, 17, 10
@@ -82,10 +83,11 @@ def tokens(split: str) -> tuple[Tensor, Tensor]:
 
 
 def train(model: nn.Module, epochs: int, rate: float) -> None:
-    """Minimise cross-entropy by AdamW in batches of 64, the rate falling in a straight line."""
+    """Minimise cross-entropy by AdamW in batches of 64, the rate in one cycle: BERT wants a warm-up."""
     inputs, labels = tokens("train")
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, epochs)
+    total = epochs * -(-len(inputs) // 64)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: one_cycle(step, total))
     model.train()
     for epoch in range(epochs):
         for chosen in torch.randperm(len(inputs)).split(64):
@@ -94,7 +96,7 @@ def train(model: nn.Module, epochs: int, rate: float) -> None:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-        schedule.step()
+            schedule.step()
         if epoch % 5 == 0 or epoch == epochs - 1:
             print(f"  epoch {epoch}: {float(loss.detach()):.4f}", flush=True)
     model.eval()
