@@ -215,19 +215,19 @@ def roundings(document: Document) -> str:
     return f"{table}\n\nMeans over {sets}; in the head, in brackets: the plan's inclusive average bits."
 
 
-def budgets(document: Document) -> str:
-    """The default pipeline at each budget, with and without 8-bit ends."""
-    rows = [row for row in document["rows"] if " bits" in row["label"]]
-    found = {row["label"]: row for row in rows}
+def budgets(*documents: Document) -> str:
+    """Each document's rounding at each budget, with and without 8-bit ends."""
+    rows = [row for document in documents for row in document["rows"] if " bits" in row["label"]]
+    found = {(row["method"], row["label"]): row for row in rows}
     sizes = list(dict.fromkeys(row["label"].split(", ends")[0] for row in rows))
     body = [
-        [shown, *(_figure(found.get(size + suffix)) for size in sizes)]
-        for suffix, shown in (("", "every layer as it comes"), (", ends at 8", "first and last layer at 8 bits"))
+        [method + shown, *(_figure(found.get((method, size + suffix))) for size in sizes)]
+        for method in dict.fromkeys(row["method"] for row in rows)
+        for suffix, shown in (("", ""), (", ends at 8", ", first and last layer at 8 bits"))
     ]
     seconds = max(row["seconds"] for row in rows)
     seeds = max(row["seeds"] for row in rows)
-    heads = [size.removeprefix("weight_error, ") for size in sizes]
-    table = markdown(["GPTQ, norms corrected", *heads], body)
+    table = markdown(["rounding", *(size.removeprefix("weight_error, ") for size in sizes)], body)
     return (
         f"{table}\n\nMeans over {seeds} calibration sets; rounding took at most {seconds:.0f} s, one core, others busy."
     )

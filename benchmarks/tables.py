@@ -56,7 +56,7 @@ def mnist() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "deployed": lambda: result_tables.budgets(load("resnet20_ptq")),
+    "deployed": lambda: result_tables.budgets(load("resnet20_ptq"), load("resnet20_ptq_gptq")),
     "mnist": mnist,
     "uniform": lambda: result_tables.uniform(load("resnet20_rtn")),
     "solvers": lambda: result_tables.solvers(load("resnet20_rtn")),
@@ -66,6 +66,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": lambda: result_tables.architectures(load("architectures")),
     "roundings": lambda: result_tables.roundings(load("resnet20_roundings")),
     "uniform_activations": lambda: result_tables.roundings(load("resnet20_uniform_activations")),
+    "w4a4": lambda: result_tables.roundings(load("resnet20_w4a4")),
     "blocks": lambda: result_tables.roundings(load("resnet20_blocks")),
     "predictors": lambda: result_tables.predictors(load("resnet20_predictors")),
     "ranks": lambda: result_tables.ranks(load("damage_rank")),
