@@ -22,7 +22,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,13 @@ class Cell:
     variant: str
     method: str
     seed: int
+    effort: str = "balanced"
 
     @property
     def name(self) -> str:
         """Its name, and that of its file."""
-        parts = (self.net, self.scheme, self.variant, self.method, f"seed {self.seed}")
+        start = "" if self.effort == "balanced" else f"from {self.effort}"
+        parts = (self.net, self.scheme, self.variant, self.method, start, f"seed {self.seed}")
         return ", ".join(part for part in parts if part)
 
 
@@ -173,7 +175,7 @@ def run(cell: Cell, task: Task, arguments: argparse.Namespace) -> dict[str, Any]
 
     def rounded(model: nn.Module) -> tuple[nn.Module, float]:
         start = time.process_time()
-        return quantize(model, plan, _calibration(task), effort=arguments.effort), time.process_time() - start
+        return quantize(model, plan, _calibration(task), effort=cell.effort), time.process_time() - start
 
     begun, rounding = rounded(task.model)
     before, own = gq.evaluate(begun, task.test), gq.evaluate(task.model, task.test)
@@ -187,7 +189,6 @@ def run(cell: Cell, task: Task, arguments: argparse.Namespace) -> dict[str, Any]
     after = gq.evaluate(model, task.test)
     return {
         "steps": steps,
-        "effort": arguments.effort,
         "rounding_minutes": round(rounding / 60, 2),
         "minutes": round(wall / 60, 2),
         "cpu_minutes": round(cpu / 60, 2),
@@ -229,41 +230,37 @@ def cells(arguments: argparse.Namespace) -> list[Cell]:
         for seed in range(arguments.seeds):
             if arguments.weights is not None:
                 found += [
-                    Cell("ResNet-20", scheme, variant, method, seed)
+                    Cell("ResNet-20", scheme, variant, method, seed, arguments.effort)
                     for scheme in VISION
                     for variant in ("ends at 8 bits", "everything")
                 ]
             if arguments.stories is not None:
-                found += [Cell("stories260K", scheme, "", method, seed) for scheme in LANGUAGE]
+                found += [Cell("stories260K", scheme, "", method, seed, arguments.effort) for scheme in LANGUAGE]
     return [cell for cell in found if re.search(arguments.only, cell.name)]
 
 
 def summary(results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return one row per net, scheme, variant and method: means over seeds and their spread."""
-    grouped: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    """Return one row per net, scheme, variant, method and effort: means over seeds and their spread."""
+    grouped: dict[Cell, list[dict[str, Any]]] = {}
     for cell, result in results.items():
-        grouped.setdefault((cell.net, cell.scheme, cell.variant, cell.method), []).append(result)
-    return [_row(*key, members) for key, members in grouped.items()]
+        grouped.setdefault(replace(cell, seed=0), []).append(result)
+    return [_row(cell, members) for cell, members in grouped.items()]
 
 
-def _row(net: str, scheme: str, variant: str, method: str, members: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(cell: Cell, members: list[dict[str, Any]]) -> dict[str, Any]:
     def mean(figure: str, which: str) -> float:
         return statistics.mean(member[figure][which] for member in members)
 
     accuracies = [member["accuracy"]["result"] for member in members]
     losses = [mean("cross_entropy", which) for which in ("float", "rounded", "result")]
     return {
-        "net": net,
-        "scheme": scheme,
-        "variant": variant,
-        "method": method,
+        **{name: getattr(cell, name) for name in ("net", "scheme", "variant", "method", "effort")},
         "seeds": len(members),
         **{f"accuracy_{which}": round(mean("accuracy", which), 2) for which in ("float", "rounded", "result")},
         "spread": round(statistics.stdev(accuracies), 2) if len(accuracies) > 1 else 0.0,
-        "target": TARGETS.get(scheme) if net == "ResNet-20" else None,
+        "target": TARGETS.get(cell.scheme) if cell.net == "ResNet-20" else None,
         "lost_loss_recovered": round((losses[1] - losses[2]) / (losses[1] - losses[0]), 3),
         "bytes": members[0]["bytes"],
-        "effort": members[0]["effort"],
         "steps": round(statistics.mean(member["steps"] for member in members)),
         **{
             figure: round(statistics.mean(member[figure] for member in members), 1)

@@ -3,7 +3,7 @@
     python benchmarks/refinement.py --weights cifar10_resnet20.safetensors
 
 needs CIFAR-10 ($GEOQUANT_DATA_DIR or the Hub). The exact solver's plan of the default predictor's table is refined by
-real evaluations through the pipeline that deploys (GPTQ, norms corrected), compared once by the divergence itself and
+real evaluations through the pipeline that deploys (the default one), compared once by the divergence itself and
 once by softened predictions. Calibration: training images without labels, another set for each seed. Held-out: other
 training images. Nothing was tuned on test images.
 """

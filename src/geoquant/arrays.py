@@ -1,4 +1,4 @@
-"""The one array type that annotations name."""
+"""Arrays of float64, as annotations name them."""
 
 from __future__ import annotations
 

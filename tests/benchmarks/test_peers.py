@@ -20,7 +20,7 @@ PEERS = Path(__file__).parents[2] / "benchmarks" / "peers"
 @pytest.fixture(scope="module")
 def bench() -> SimpleNamespace:
     """The modules of benchmarks/peers, which are scripts and in no package."""
-    names = ("driving", "comparison", "environments")
+    names = ("driving", "comparison", "environments", "run")
     sys.path.insert(0, str(PEERS))
     try:
         found: dict[str, ModuleType] = {name: importlib.import_module(name) for name in names}
@@ -161,3 +161,22 @@ def test_every_peer_of_the_environments_is_pinned_and_has_a_driver(bench: Simple
     for peer, wanted in bench.environments.PEERS.items():
         assert list(PEERS.glob(f"drive_{peer}*.py")), peer
         assert all("==" in requirement for requirement in wanted), wanted
+
+
+def test_a_failed_tool_is_told_by_its_exception_and_not_by_what_it_printed_last(bench: SimpleNamespace) -> None:
+    text = (
+        "Traceback (most recent call last):\n  File x\nmodule.BadError: no such width\n\nlayer 0: 0%| | 0/5 [00:07<?]\n"
+    )
+    assert bench.run.last_words(text) == "module.BadError: no such width"
+    assert bench.run.last_words("loading\nKilled: see /some/folder/log.txt\n /some/folder/log.txt") == "log.txt"
+    assert bench.run.last_words(" \n") == "it ended without a word"
+
+
+def test_sizes_of_tools_without_a_search_are_asked_of_the_first_effort_once(bench: SimpleNamespace) -> None:
+    wanted = {"names": "geoquant|gradient", "efforts": ["balanced", "best"], "only": ["geoquant", "modelopt"]}
+    more = {"score_images": 8, "mct_epochs": 1, "rounding": None, "norms": None, "predictor": None, "images": 8}
+    arguments = SimpleNamespace(budgets=[3.0], seeds=2, **wanted, **more)
+    cells = bench.run.searched_cells(SimpleNamespace(digest="d", arguments=arguments), arguments, [2.33])
+    assert len({cell.key for cell in cells}) == len(cells) == 3 * 2 + 1
+    (extra,) = [cell for cell in cells if cell.budget == 2.33]
+    assert (extra.contestant.name, extra.seed) == ("geoquant, balanced", 0)

@@ -86,6 +86,7 @@ BIT_ALLOCATION = register(
         run,
         claims=CLAIMS,
         figures=FIGURES,
+        version=2,
         tables=TABLES,
         unavailable=unavailable,
     )

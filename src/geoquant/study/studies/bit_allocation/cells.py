@@ -61,7 +61,7 @@ PREDICTORS: Mapping[str, str | Predictor | None] = {
     "geoquant": None,  # its default
 }
 PIPELINE = ("uniform, best pipeline", "geoquant")
-"""Deployed with GPTQ and corrected norms; all others by rounding to nearest."""
+"""Deployed by the default rounding with corrected norms; all others by rounding to nearest."""
 WRITTEN = "CAQ as written"
 SOLVERS: tuple[Literal["gradient", "exact"], ...] = ("gradient", "exact")
 
@@ -163,7 +163,7 @@ def row_of(width: float, size: float, plan: Plan, found: Evaluation) -> dict[str
 def deployed(bench: Bench, plan: Plan, method: str) -> nn.Module:
     """Return the net of a plan."""
     if method in PIPELINE:
-        return quantize(bench.net.model, plan, bench.calibration, rounding="gptq", seed=bench.seed)
+        return quantize(bench.net.model, plan, bench.calibration, seed=bench.seed)
     return quantize(bench.net.model, plan)
 
 

@@ -58,6 +58,7 @@ LOW_LOSS_BASIN = register(
         run,
         claims=CLAIMS,
         figures=FIGURES,
+        version=2,
         tables=TABLES,
         unavailable=missing,
     )
