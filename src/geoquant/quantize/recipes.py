@@ -112,25 +112,21 @@ def choose_recipe(
 ) -> Recipe:
     """Start from an effort ("balanced" with calibration, plain nearest rounding without) and change what is given.
 
-    A refinement without an effort starts from that of "best", whose rounding was chosen for what is learned after it.
-
     Raises:
         UnknownNameError: a name is unknown.
         PlanError: something needs calibration and there is none.
 
     >>> choose_recipe(None, None, None, None, calibrated=True)
     Recipe(rounding='descent', norms='relative', refine=None)
-    >>> choose_recipe(None, None, None, "blocks", calibrated=True)
-    Recipe(rounding='gptq', norms='relative', refine='blocks')
     >>> choose_recipe("best", "nearest", None, "none", calibrated=True)
     Recipe(rounding='nearest', norms='relative', refine=None)
     """
     if effort is not None and effort not in EFFORTS:
         raise UnknownNameError(f"there is no effort named '{effort}'{suggest(effort, EFFORTS)}")
-    if effort is None and not calibrated:
-        recipe = BLIND
+    if effort is None:
+        recipe = EFFORTS["balanced"] if calibrated else BLIND
     else:
-        recipe = EFFORTS[effort or ("balanced" if refine in (None, "none") else "best")]
+        recipe = EFFORTS[effort]
     if rounding is not None:
         recipe = replace(recipe, rounding=rounding)
     if norms is not None:
