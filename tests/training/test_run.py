@@ -14,7 +14,7 @@ from geoquant.rates import one_cycle
 from geoquant.training import adaptive
 from geoquant.training.checkpoint import load_checkpoint_, save_checkpoint
 from geoquant.training.practice import Practice
-from geoquant.training.run import CHECKPOINT, Settings, train_
+from geoquant.training.run import CHECKPOINT, Settings, _order, train_
 from geoquant.training.schedules import NumGeom
 from training_nets import conv_net, image_batches, optimizer_of, same_weights, train
 
@@ -56,6 +56,23 @@ def test_an_interrupted_run_ends_in_the_same_bits(optimizer: str, tmp_path: Path
     assert resumed.precision.operations == run.precision.operations
     assert resumed.precision.log == run.precision.log
     assert resumed.practice == run.practice
+
+
+def test_an_order_is_drawn_once_an_epoch(monkeypatch: pytest.MonkeyPatch):
+    drawn: list[int] = []
+    randperm = torch.randperm
+
+    def counting(count: int, **options: torch.Generator) -> torch.Tensor:
+        drawn.append(count)
+        return randperm(count, **options)
+
+    _order.cache_clear()
+    monkeypatch.setattr(torch, "randperm", counting)
+    train_(conv_net(), *images(), Settings("float32", 3, 12))
+    assert drawn == [36, 36, 36]
+    epochs = [_order(36, 0, epoch).tolist() for epoch in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert all(sorted(each) == list(range(36)) for each in epochs)
 
 
 def test_checkpoints_of_others_are_refused_and_change_nothing(tmp_path: Path):

@@ -7,6 +7,7 @@ bits as one that was not.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -164,7 +165,9 @@ def _optimizer(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=decay)
 
 
+@functools.lru_cache(maxsize=1)
 def _order(count: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of an epoch, a function of seed and epoch, drawn at its first step; do not write."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(scrambled(seed, epoch) >> 1))
 
 
