@@ -143,3 +143,27 @@ def test_tied_weights_stay_tied(batches) -> None:
     recover_(model, plan, batches, epochs=8)
     assert model.first.weight is model.second.weight
     assert divergence(net, model, batches) < before
+
+
+def test_half_precision_products_recover_too_and_leave_everything_in_float32(net, batches) -> None:
+    """Training in bf16 ends elsewhere, so it is used; what is kept and what judges is float32."""
+    plan = gq.uniform_plan(net, "int2", activations="int4:affine")
+    begun = gq.quantize_(copy.deepcopy(net), plan, batches)
+    models = {}
+    for arithmetic in ("float32", "bf16"):
+        models[arithmetic] = copy.deepcopy(begun)
+        result = recover_(
+            models[arithmetic], plan, batches, teacher=net, epochs=3, validation=batches, arithmetic=arithmetic
+        )
+        assert result.best == pytest.approx(divergence(net, models[arithmetic], batches), rel=1e-4)
+        assert result.best < 0.95 * result.start
+    kinds = {tensor.dtype for tensor in models["bf16"].state_dict().values() if tensor.is_floating_point()}
+    assert kinds == {torch.float32}
+    inputs = batches[0][0]
+    assert models["bf16"](inputs).dtype == torch.float32
+    assert not torch.equal(models["bf16"](inputs), models["float32"](inputs))
+
+
+def test_an_unknown_arithmetic_is_named(net, batches) -> None:
+    with pytest.raises(UnknownNameError, match="no arithmetic 'bf61'"):
+        recover_(copy.deepcopy(net), gq.uniform_plan(net, "int2"), batches, arithmetic="bf61")

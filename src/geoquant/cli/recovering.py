@@ -78,6 +78,10 @@ def recover_command(
         float | None, typer.Option(help="Hold weights that oscillate in more than this share of steps, such as 0.01.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per step.")] = 128,
+    arithmetic: Annotated[
+        str,
+        typer.Option(help="Of the products of a step: float32, or bf16, twice as fast on processors with bf16 units."),
+    ] = "float32",
     samples: Annotated[int | None, typer.Option(min=1, help="Train on so many samples only.")] = None,
     validate_on: Annotated[
         int,
@@ -149,6 +153,7 @@ def recover_command(
             norms=norms,
             labels=labels,
             freeze=freeze,
+            arithmetic=arithmetic,
             seed=seed,
             **options,
         )

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from geoquant.errors import GridError, suggest
 from geoquant.grids.formats import NumberFormat, clip_limits, find_format
-from geoquant.grids.learned_step import learned_step
+from geoquant.grids.learned_scale import learned_scale
 from geoquant.grids.scales import max_abs
 from geoquant.grids.ste import straight_through
 
@@ -181,8 +181,7 @@ class ActivationGrid:
         levels = self.format.levels
         assert levels is not None
         ends = float(levels[0]), float(levels[-1])
-        shift = scale.new_tensor(float(zero)) if zero else None
-        return learned_step(values.float(), scale, shift, self.format, ends, factor)[0].to(values.dtype)
+        return learned_scale(values.float(), scale, zero, self.format, ends, factor).to(values.dtype)
 
     def quantize_dynamically(self, values: Tensor, by_sample: bool = False) -> Tensor:
         """Return `values` on a grid that covers what came.

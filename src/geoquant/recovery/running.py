@@ -60,8 +60,10 @@ class Stepper:
     def gradient_(self, batch: Any, weight: float = 1.0) -> Tensor:
         """Give every parameter its gradient on `batch`; return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
+        kind = next(self.model.parameters()).device.type
         with torch.enable_grad():
-            loss = self._objective(self.model, batch)
+            with torch.autocast(kind, torch.bfloat16, enabled=self.settings.arithmetic == "bf16"):
+                loss = self._objective(self.model, batch)
             (loss * weight).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 

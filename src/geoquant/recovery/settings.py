@@ -16,6 +16,7 @@ METHODS = ("lsq", "ste")
 NORM_MODES = ("train", "frozen")
 OPTIMIZERS = ("adamw", "sgd")
 SCHEDULES = ("cosine", "one-cycle", "constant")
+ARITHMETIC = ("float32", "bf16")
 
 
 class RecoveryError(GeoquantError):
@@ -50,11 +51,14 @@ class Settings:
         freeze: a weight whose oscillation frequency exceeds this threshold at the end (and 0.1 or this, whichever is
             more, at the beginning) is frozen to the rounded running mean of its level; None freezes nothing.
         clip_norm: largest norm of a step's gradient; None for no limit.
+        arithmetic: of the products in a training step: "float32", or "bf16" with sums in float32, about twice as fast
+            where the processor has units for it. Latent weights, steps, the optimizer, and all that judges the result
+            stay in float32.
         seed: order of batches, augmentation, dropout.
 
     Raises:
         RecoveryError: a number is out of its range.
-        UnknownNameError: there is no such method, optimizer, schedule or way with norms.
+        UnknownNameError: there is no such method, optimizer, schedule, arithmetic or way with norms.
 
     >>> Settings(steps=10, warmup=0).share(0), Settings(steps=10, warmup=0).share(5)
     (1.0, 0.5)
@@ -79,6 +83,7 @@ class Settings:
     dampening: float = 0.0
     freeze: float | None = None
     clip_norm: float | None = None
+    arithmetic: str = "float32"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +92,7 @@ class Settings:
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
             ("norms", NORM_MODES),
+            ("arithmetic", ARITHMETIC),
         ):
             if getattr(self, name) not in known:
                 raise UnknownNameError(
