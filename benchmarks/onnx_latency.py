@@ -3,10 +3,11 @@
     python benchmarks/onnx_latency.py --threads 1 --weights cifar10_resnet20.safetensors
 
 A stack of linear layers at 4, 2 and 8 bits, and the ResNet-20 at 8 and 7 bits with static 8-bit activations (random
-weights and images without ``--weights``: its times are the same). For each: difference of logits from the quantized
-torch model, exactly and as ONNX Runtime runs by default; bytes of the file; median times at batches of 1, 16 and 64,
-float32 and quantized taking turns. With one thread, times are those of the processor, so that other work on the machine
-does not count; with several they are the clock's.
+weights and images without ``--weights``: its times are the same), at 8 bits in a file for any processor and in one for
+VNNI. For each: difference of logits from the quantized torch model, exactly and as ONNX Runtime runs by default; bytes
+of the file; median times at batches of 1, 16 and 64, float32 and quantized taking turns. With one thread, times are
+those of the processor, so that other work on the machine does not count; with several they are the clock's. Which
+integer units the processor has is written beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 import geoquant as gq
 from common import parser, write_results
 from geoquant.data import load_data
+from geoquant.export import int8_overflows
 from geoquant.export.onnx_session import feeds, open_session, run_exactly
 from geoquant.models import inference, load_weights_
 from geoquant.models.zoo import resnet20_cifar10
@@ -33,11 +35,12 @@ from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize
 
 BATCHES = (1, 16, 64)
+UNITS = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "amx_int8")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A net, its grids, and samples as it takes them; calibration where activations are static."""
+    """A net, its grids, and samples as it takes them; calibration where activations are static; options of the file."""
 
     name: str
     make: Callable[[], nn.Module]
@@ -45,6 +48,7 @@ class Case:
     samples: Tensor
     activations: Any = None
     calibration: Any = None
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def stack(width: int, depth: int) -> nn.Module:
@@ -75,9 +79,9 @@ def cases(arguments: argparse.Namespace) -> list[Case]:
         return net
 
     everywhere = {"re:.*": "int8:affine"}
-    found += [
-        Case(f"resnet20-{grid}-static", resnet, grid, images, everywhere, calibration) for grid in ("int8", "int7")
-    ]
+    for grid, kernels in (("int8", "portable"), ("int8", "vnni"), ("int7", "portable")):
+        name = f"resnet20-{grid}-static" + ("-vnni" if kernels == "vnni" else "")
+        found.append(Case(name, resnet, grid, images, everywhere, calibration, {"kernels": kernels}))
     return [case for case in found if arguments.only in case.name]
 
 
@@ -90,7 +94,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
         paths = [Path(folder) / f"{name}.onnx" for name in ("float32", "quantized")]
         example = case.samples[:2]
         size = gq.export.onnx(plain, uniform_plan(plain, "fp32"), paths[0], example=example).bytes
-        written = gq.export.onnx(net, plan, paths[1], example=example)
+        written = gq.export.onnx(net, plan, paths[1], example=example, **case.options)
         with inference(net):
             expected = net(case.samples)
         fast = open_session(paths[1], threads=arguments.threads)
@@ -129,6 +133,12 @@ def turns(sessions: list[Any], samples: Tensor, repeats: int, clock: Callable[[]
     return {"float32_ms": float32, "quantized_ms": quantized, "ratio": float32 / quantized}
 
 
+def processor() -> dict[str, Any]:
+    """Return which of `UNITS` torch finds in this processor, and whether ONNX Runtime's int8 kernels overflow on it."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {"units": [name for name in UNITS if found.get(name)], "int8_overflows": int8_overflows()}
+
+
 def main() -> None:
     made = parser(__doc__ or "", "onnx_latency")
     made.add_argument("--weights", type=Path, help="of the ResNet-20 for CIFAR-10, as safetensors")
@@ -143,7 +153,7 @@ def main() -> None:
     for case in cases(arguments):
         rows[case.name] = measure(case, arguments)
         print(case.name, rows[case.name], flush=True)
-    write_results(arguments, {"cases": rows})
+    write_results(arguments, {"processor": processor(), "cases": rows})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def test_export_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for more, said in (
         (["--option", "opset=18"], "opset 18 has no int4"),
         (["--option", "opsett=18"], "did you mean 'opset'"),
+        (["--option", "kernels=avx2"], "kernels='avx2' is unknown; choose portable, vnni"),
         (["--format", "onxn"], "did you mean 'onnx'"),
     ):
         assert run(*words, str(tmp_path / "y.onnx"), *more) == 2

@@ -219,7 +219,7 @@ def test_refusals_leave_nothing(tmp_path: Path) -> None:
     attention = quantize(attention, plan := uniform_plan(attention, "int8"))
     with pytest.raises(ExportError, match="example of the model's input"):
         export_onnx(attention, plan, tmp_path / "a.onnx")
-    for wrong in ({"opset": 12}, {"linears": "fast"}, {"accuracy_level": 2}):
+    for wrong in ({"opset": 12}, {"linears": "fast"}, {"kernels": "avx"}, {"accuracy_level": 2}):
         with pytest.raises(ExportError):
             export_onnx(net, uniform_plan(net, "int8"), tmp_path / "a.onnx", **wrong)
     with pytest.raises(PlanError, match="another plan"):

@@ -17,7 +17,17 @@ from geoquant.errors import ExportError
 from geoquant.export import onnx_file
 from geoquant.export.onnx_graph import example_for, integer_type, trace
 from geoquant.export.onnx_session import run_exactly
-from geoquant.export.onnx_types import LINEARS, NBITS, NEWEST_OPSET, OLDEST_OPSET, Choice, choose
+from geoquant.export.onnx_types import (
+    KERNELS,
+    LINEARS,
+    NBITS,
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    PORTABLE,
+    VNNI,
+    Choice,
+    choose,
+)
 from geoquant.export.onnx_weights import pack_weights_
 from geoquant.export.protocol import EXPORTERS, Contents, StoredLayer, export_model, need
 from geoquant.export.states import state_of
@@ -36,6 +46,7 @@ class Onnx:
     options = {  # noqa: RUF012 (read only)
         "opset": f"{OLDEST_OPSET} to {NEWEST_OPSET}; the least that holds the plan unless given",
         "linears": f"{', '.join(LINEARS)}: whether large linear layers become MatMulNBits",
+        "kernels": f"{', '.join(KERNELS)}: whether 8-bit weights beside static activations fit any processor or VNNI",
         "accuracy_level": "of MatMulNBits: 4 (inputs rounded to int8 in blocks, fast) or 1 (float32)",
         "example": "a batch, for the shapes of the inputs",
     }
@@ -78,9 +89,9 @@ class Onnx:
         return run_exactly(path)
 
     def _choices(
-        self, plan: Plan, opset: int | None = None, linears: str = "auto", **_: Any
+        self, plan: Plan, opset: int | None = None, linears: str = "auto", kernels: str = PORTABLE, **_: Any
     ) -> tuple[tuple[Choice, ...], int]:
-        return choose(plan, opset, linears)
+        return choose(plan, opset, linears, kernels)
 
 
 def serialize_graph(graph: Any, choices: tuple[Choice, ...], state: QuantizedState, level: int, opset: int) -> bytes:
@@ -112,6 +123,7 @@ def _notes(plan: Plan, choices: tuple[Choice, ...], level: int, opset: int) -> l
             f"{packed} layers are multiplied by MatMulNBits, which rounds their inputs to int8 in blocks as it runs; "
             "accuracy_level=1 computes in float32"
         )
+    notes += _kernel_notes(choices)
     traced = [
         name
         for name, grid in plan.activation_grids.items()
@@ -120,6 +132,22 @@ def _notes(plan: Plan, choices: tuple[Choice, ...], level: int, opset: int) -> l
     if traced:
         notes.append(f"the activation grids of {len(traced)} places are computed in float32 ({traced[0]} …)")
     return notes
+
+
+def _kernel_notes(choices: tuple[Choice, ...]) -> list[str]:
+    """Say for which processors 8-bit weights beside static activations were stored."""
+    portable, vnni = (sum(choice.kernels == each for choice in choices) for each in (PORTABLE, VNNI))
+    if vnni:
+        return [
+            f"8-bit weights of {vnni} layers are stored as int8 for processors with VNNI (kernels=vnni); not for x86 "
+            "without it, where sums in ONNX Runtime overflow unless the session sets session.x64quantprecision to 1"
+        ]
+    if portable:
+        return [
+            f"8-bit weights of {portable} layers are stored as uint8, right on every processor (kernels=portable); "
+            "kernels=vnni is faster on processors with VNNI"
+        ]
+    return []
 
 
 def _clean_(model: Any) -> None:
@@ -146,7 +174,8 @@ def onnx(model: nn.Module, plan: Plan, path: Path | str, **options: Any) -> Cont
         plan: that it was quantized by.
         path: of the file.
         options: ``example`` (a batch, whose shapes are those of the inputs; made up from the first layer where that
-            is enough), ``opset``, ``linears``, ``accuracy_level``.
+            is enough), ``opset``, ``linears``, ``kernels``, ``accuracy_level``; each is explained in
+            ``EXPORTERS["onnx"].options``.
 
     Raises:
         PlanError: the model is not quantized by this plan, or was changed since.

@@ -3,14 +3,17 @@
 ONNX Runtime multiplies packed linears with inputs that it rounds to int8 in blocks (accuracy level 4), and fuses
 quantization steps into integer kernels, which round once more and, on processors without VNNI, add pairs of products
 in 16 bits, where they may overflow. An exact run does neither: every operator computes what its definition says.
+Whether the kernels of this processor overflow is best asked of them (`int8_overflows`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,3 +86,29 @@ def run_exactly(path: Path) -> Callable[[Any], Tensor]:
         return found
 
     return logits
+
+
+@cache
+def int8_overflows() -> bool:
+    """Whether ONNX Runtime's kernels for int8 weights overflow on this processor, as on x86 without VNNI.
+
+    Asked of a product of the largest uint8 activations and int8 weights: pairs of 255 · 127 do not fit into 16 bits.
+    Files exported with ``kernels="vnni"`` are for processors where this is False. It says nothing of speed.
+
+    Raises:
+        MissingExtraError: onnx or onnxruntime is not installed.
+    """
+    onnx = need("onnx", "onnx")
+    types, length = onnx.TensorProto, 64
+    weights = onnx.numpy_helper.from_array(np.full((length, 1), 127, np.int8), "w")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])],
+        "pairs",
+        [onnx.helper.make_tensor_value_info("x", types.UINT8, [1, length])],
+        [onnx.helper.make_tensor_value_info("y", types.INT32, [1, 1])],
+        [weights],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    session = session_of(model.SerializeToString(), False, 1, "a product of integers")
+    found = session.run(None, {"x": np.full((1, length), 255, np.uint8)})[0]
+    return bool(found[0, 0] != length * 255 * 127)

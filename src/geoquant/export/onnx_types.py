@@ -4,6 +4,9 @@ A format whose levels are whole numbers takes the narrowest integer type that ho
 unsigned where the grid has a zero point. Small floats go to float8 where all their levels are float8 numbers. What is
 left is stored dequantized. Everything follows from the plan, so bytes are known before anything is written. Scales are
 float32 here, since a smaller type would round the product that `DequantizeLinear` returns.
+
+Of 8-bit weights beside static 8-bit activations the processor decides. On x86 without VNNI, ONNX Runtime's kernels for
+int8 weights add pairs of products in 16 bits, and overflow; those for uint8 never do, and are slower where VNNI is.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from geoquant.plan import Plan
 
 QDQ, NBITS, PLAIN = "qdq", "nbits", "plain"
 LINEARS = ("auto", QDQ, NBITS)
+PORTABLE, VNNI = "portable", "vnni"
+KERNELS = (PORTABLE, VNNI)
 OLDEST_OPSET, NEWEST_OPSET = 18, 25
 
 # Smaller products gain nothing from MatMulNBits, whose kernel then spends its time on setting up.
@@ -56,7 +61,9 @@ class Choice:
         type: ONNX type of the codes, or of the weights themselves where `form` is ``plain``.
         form: ``qdq`` (`DequantizeLinear` before the layer), ``nbits`` (`MatMulNBits`) or ``plain`` (no codes).
         block: weights that share a scale in the file; 0 for a channel or the whole matrix.
-        shift: what is added to each level so that an unsigned type holds it; then the zero point of every scale.
+        shift: what is added to each level so that the type holds it, and to the zero point of every scale.
+        kernels: which of `KERNELS` the type is for; empty where there is nothing to choose. With zero points always:
+            where there are none, ONNX Runtime makes a scalar when it turns int8 into uint8, and then refuses it.
     """
 
     site: Site
@@ -65,6 +72,7 @@ class Choice:
     form: str
     block: int = 0
     shift: int = 0
+    kernels: str = ""
 
     @property
     def scales(self) -> int:
@@ -85,7 +93,7 @@ class Choice:
             codes = channels * blocks * self.block * self.type.bits // 8
             zeros = channels * math.ceil(blocks * self.type.bits / 8) if self.grid.format.has_zero_point else 0
             return codes + 4 * self.scales + zeros
-        zeros = self.scales if self.form == QDQ and (self.shift or self.grid.format.has_zero_point) else 0
+        zeros = self.scales if self.form == QDQ and (self.kernels or self.grid.format.has_zero_point) else 0
         return _packed(channels * fan_in, self.type.bits) + 4 * self.scales + _packed(zeros, self.type.bits)
 
     @property
@@ -94,16 +102,16 @@ class Choice:
         return f"{self.type.name} MatMulNBits" if self.form == NBITS else self.type.name
 
     def layer(self) -> StoredLayer:
-        """Return what the file will hold, with the reason where that is more than planned."""
-        planned = self.grid.storage(self.site.matrix_shape).bytes
-        return StoredLayer(
-            self.site.parameter, str(self.grid), self.stored, self.bytes, self._reason() if self.bytes > planned else ""
-        )
+        """Return what the file will hold, with the reason where that is more than planned, or not for any processor."""
+        told = self.kernels == VNNI or self.bytes > self.grid.storage(self.site.matrix_shape).bytes
+        return StoredLayer(self.site.parameter, str(self.grid), self.stored, self.bytes, self._reason() if told else "")
 
     def _reason(self) -> str:
         name, bits = self.grid.format.tokens[0], self.grid.bits
         if self.form == PLAIN:
             return f"ONNX Runtime takes no {name}; stored dequantized in float32"
+        if self.kernels == VNNI:
+            return "stored as int8 for processors with VNNI; int8 kernels overflow on x86 without; scales are float32"
         if self.shift:
             return "stored with zero points, as int8 kernels overflow on processors without VNNI; scales are float32"
         if self.type.bits != bits:
@@ -119,26 +127,30 @@ def _packed(count: int, bits: int) -> int:
     return math.ceil(count * bits / 8)
 
 
-def choose(plan: Plan, opset: int | None, linears: str) -> tuple[tuple[Choice, ...], int]:
+def choose(plan: Plan, opset: int | None, linears: str, kernels: str = PORTABLE) -> tuple[tuple[Choice, ...], int]:
     """Return a choice for each site, and the opset of the file.
 
     Args:
         plan: a grid per site.
         opset: as asked for; None for the least that holds the plan.
         linears: ``nbits`` for `MatMulNBits` wherever it goes, ``qdq`` for nowhere, ``auto`` where it is faster.
+        kernels: ``portable`` for 8-bit weights that run right on any processor beside static 8-bit activations,
+            ``vnni`` for those that run fast on processors with VNNI, and overflow on x86 without it.
 
     Raises:
-        ExportError: the opset is too old for a grid, or not one that is known.
+        ExportError: the opset is too old for a grid, or an option has a value that is not known.
     """
-    if linears not in LINEARS:
-        raise ExportError(f"linears='{linears}' is unknown; choose {', '.join(LINEARS)}")
+    for name, value, known in (("linears", linears, LINEARS), ("kernels", kernels, KERNELS)):
+        if value not in known:
+            raise ExportError(f"{name}='{value}' is unknown; choose {', '.join(known)}")
     if opset is not None and not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(
             f"opset {opset} cannot be written; choose {OLDEST_OPSET} to {NEWEST_OPSET}, or none for the least that "
             "holds the plan"
         )
     pairs = zip(plan.inventory.sites, plan.grids, strict=True)
-    found = tuple(_choose(site, grid, linears, plan.activation_grids.get(site.name)) for site, grid in pairs)
+    inputs = plan.activation_grids
+    found = tuple(_choose(site, grid, linears, kernels, inputs.get(site.name)) for site, grid in pairs)
     needs = [(_opset(each), each) for each in found]
     for needed, each in needs:
         if opset is not None and needed > opset:
@@ -156,7 +168,7 @@ def _opset(choice: Choice) -> int:
     return max(choice.type.opset, 21 if choice.block else 0)
 
 
-def _choose(site: Site, grid: Grid, linears: str, inputs: ActivationGrid | None) -> Choice:
+def _choose(site: Site, grid: Grid, linears: str, kernels: str, inputs: ActivationGrid | None) -> Choice:
     dtype = grid.format.value_dtype
     if dtype is not None:
         return Choice(site, grid, OnnxType(_STORED[dtype], 8 * dtype.itemsize, OLDEST_OPSET), PLAIN)
@@ -167,13 +179,21 @@ def _choose(site: Site, grid: Grid, linears: str, inputs: ActivationGrid | None)
     if group >= site.matrix_shape[1]:  # one group is the whole channel
         group = 0
     nbits = type.name in ("int2", "int4", "int8", "uint2", "uint4", "uint8") and group in (0, 16, 32, 64, 128, 256)
-    if inputs is not None and not inputs.dynamic and inputs.bits <= 8 and type.name == "int8" and _may_overflow(grid):
-        return Choice(site, grid, OnnxType("uint8", 8, 13), QDQ, group, shift=128)
+    fused = inputs is not None and not inputs.dynamic and inputs.bits <= 8 and type.name in ("int8", "uint8")
+    if fused and _may_overflow(grid):
+        return _for_kernels(site, grid, type.name, kernels, group)
     if linears == QDQ or site.kind != "linear" or site.aliases or inputs is not None or not nbits:
         return Choice(site, grid, type, QDQ, group)
     if linears == "auto" and site.weights < _LEAST_WEIGHTS:
         return Choice(site, grid, type, QDQ, group)
     return Choice(site, grid, type, NBITS, group or _block(site.matrix_shape[1]))
+
+
+def _for_kernels(site: Site, grid: Grid, planned: str, kernels: str, group: int) -> Choice:
+    """Return the 8-bit type that `kernels` asks for, with levels shifted into it where the plan's type is the other."""
+    wanted = OnnxType("int8" if kernels == VNNI else "uint8", 8, 13)
+    shift = 0 if wanted.name == planned else 128 if planned == "int8" else -128
+    return Choice(site, grid, wanted, QDQ, group, shift, kernels)
 
 
 def _may_overflow(grid: Grid) -> bool:
