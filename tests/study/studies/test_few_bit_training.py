@@ -8,6 +8,15 @@ import pytest
 
 from geoquant.study.results import Result, Results
 from geoquant.study.studies.few_bit_training.cells import run
+from geoquant.study.studies.few_bit_training.practice import (
+    dead_zone,
+    failure_table,
+    failures_foretold,
+    rises_foretold,
+    rules_differ,
+    state_hurts_first,
+)
+from geoquant.study.studies.few_bit_training.reach import best_of_the_rest, reach_table, reaches, reaches_best
 from geoquant.study.studies.few_bit_training.reading import (
     cheaper,
     combined_better,
@@ -59,9 +68,11 @@ def test_the_same_seed_gives_the_same_run() -> None:
 
 def made(method: str, accuracy: float, cost: float, levels: str = "coarse", **metrics: Any) -> Result:
     configuration = {"net": "n", "data": "d", "method": method, "levels": levels, "rounding": "stochastic"}
-    configuration |= {"options": {}, "seed": 0, "epochs": 4}
+    configuration |= {"options": metrics.pop("options", {}), "seed": metrics.pop("seed", 0), "epochs": 4}
+    configuration["rounding"] = metrics.pop("rounding", "stochastic")
     rows = tuple({"step": step, "bits": bits} for step, bits in enumerate(metrics.pop("bits", [8.0] * 8)))
-    metrics = {"accuracy": accuracy, "bit_operations": cost, "anomalies": 0, "steps": 8, **metrics}
+    costs = {"bit_operations": cost, "bit_operations_product": cost**2, "average_bits": cost}
+    metrics = {"accuracy": accuracy, **costs, "anomalies": 0, "steps": 8, **metrics}
     return Result(configuration, metrics, rows)
 
 
@@ -119,3 +130,81 @@ def test_combined_against_either_alone() -> None:
     alone = (made("gradient", 90.0, 50.0), made("curvature", 90.0, 50.0))
     assert combined_better(results(made("combined", 90.0, 45.0), *alone)).verdict == "holds"
     assert combined_better(results(made("combined", 90.0, 49.0), *alone)).verdict == "fails"
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "cost", "verdict"), [(89.8, 19.0, "holds"), (89.8, 21.0, "fails"), (89.6, 19.0, "fails")]
+)
+def test_reach_is_measured_below_float32(accuracy: float, cost: float, verdict: str) -> None:
+    mine = made("numgeom", accuracy, cost, "fine")
+    assert reaches("float32")(results(FLOAT, mine)).verdict == verdict
+    worse_amp = made("amp", 80.0, 55.0)  # its accuracy is no excuse, its cost is the measure
+    assert reaches("amp")(results(FLOAT, mine, worse_amp)).verdict == ("holds" if accuracy > 89.7 else "fails")
+    assert reaches("seed-amp")(results(FLOAT, mine)).verdict == "not measured"
+    assert reaches("amp")(results(mine, worse_amp)).verdict == "not measured"
+
+
+def test_the_best_of_the_rest_is_the_cheapest_that_is_near_float32() -> None:
+    rivals = (
+        made("uniform:int3", 89.6, 10.0),
+        made("uniform:int4/int5", 89.75, 15.0, "fine"),
+        made("uniform:int8", 91.0, 25.0),
+        made("cpt", 90.0, 20.0, "fine"),
+        made("gradient", 90.0, 5.0, "fine"),  # adaptive, no rival
+    )
+    mine = made("numgeom", 89.8, 12.7, "fine")
+    found = best_of_the_rest(results(FLOAT, mine, *rivals), "n")
+    assert found is not None
+    assert found[0] == "uniform:int4/int5"
+    claim = reaches_best(results(FLOAT, mine, *rivals))
+    assert claim.verdict == "holds"
+    assert "15.3 % fewer than uniform:int4/int5 (28.3 % by the product of bits)" in claim.measured
+    assert reaches_best(results(FLOAT, made("numgeom", 89.8, 12.8, "fine"), *rivals)).verdict == "fails"
+    rows = reach_table(results(FLOAT, mine, *rivals)).rows
+    assert [row[1] for row in rows] == ["float32", "uniform:int4/int5"]
+
+
+def test_nearness_is_judged_over_equal_seeds() -> None:
+    """A method that ran with the lucky seed alone must not look near float32."""
+    exact = (made("float32", 90.0, 100.0), made("float32", 80.0, 100.0, seed=1))
+    assert best_of_the_rest(results(*exact, made("uniform:int4", 88.0, 10.0)), "n") == ("float32", results(*exact))
+
+
+LOOKS = {"steps": 1000, "promised_down": 38, "promised_up": 2, "unpromised_down": 0, "unpromised_up": 0}
+
+
+def test_failures_are_foretold_by_the_descent_condition() -> None:
+    dark = {**LOOKS, "promised_down": 10, "promised_up": 0}
+    fails, works = made("uniform:int2", 10.0, 2.0, **dark), made("uniform:int8", 90.0, 8.0, **LOOKS)
+    assert failures_foretold(results(FLOAT, fails, works)).verdict == "holds"
+    assert failures_foretold(results(FLOAT, made("uniform:int2", 10.0, 2.0, **LOOKS))).verdict == "fails"
+    assert failures_foretold(results(FLOAT, made("uniform:int2", 90.0, 2.0, **dark))).verdict == "fails"
+    rows = failure_table(results(FLOAT, works, fails)).rows
+    assert [row[1:] for row in rows] == [
+        (2, "stochastic", -80.0, "1 of 1", 0, 25, 0.0),
+        (8, "stochastic", 0.0, "0 of 1", 0, 100, 5.0),
+    ]
+
+
+@pytest.mark.parametrize(("up", "verdict"), [(3, "holds"), (1, "fails")])
+def test_rises_where_nothing_was_promised(up: int, verdict: str) -> None:
+    cell = made("sound", 90.0, 8.0, **{**LOOKS, "unpromised_up": up, "unpromised_down": 20 - up})
+    assert rises_foretold(results(FLOAT, cell)).verdict == verdict
+
+
+def test_what_the_optimizer_keeps() -> None:
+    def kept(bits: int, accuracy: float, rounding: str) -> Result:
+        options = {"optimizer": f"int{bits}", "stored": f"int{bits}"}
+        return made(f"uniform:int{bits}", accuracy, 8.0, options=options, rounding=rounding)
+
+    plain = made("uniform:int8", 90.0, 8.0)
+    assert dead_zone(results(FLOAT, kept(8, 80.0, "nearest"), kept(8, 89.0, "stochastic"))).verdict == "holds"
+    assert dead_zone(results(FLOAT, kept(8, 89.0, "nearest"), kept(8, 89.0, "stochastic"))).verdict == "fails"
+    assert state_hurts_first(results(FLOAT, plain, kept(8, 89.0, "stochastic"))).verdict == "holds"
+    assert state_hurts_first(results(FLOAT, plain, kept(8, 90.0, "stochastic"))).verdict == "fails"
+
+
+def test_where_the_rules_differ() -> None:
+    counts = {"both": 80, "layer-wise only": 20}
+    assert rules_differ(results(made("sound", 90.0, 8.0, rules=counts))).verdict == "holds"
+    assert rules_differ(results(made("sound", 90.0, 8.0, rules={**counts, "layer-wise only": 5}))).verdict == "fails"

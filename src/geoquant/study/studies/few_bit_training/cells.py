@@ -8,6 +8,7 @@ optimizer keeps.
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -90,7 +91,16 @@ def spent(found: TrainingRun) -> dict[str, Any]:
         "anomalies": len(found.precision.log.anomalies),
         "promised_down": practice["promised"][0],
         "promised_up": practice["promised"][1],
+        "unpromised_down": practice["unpromised"][0],
+        "unpromised_up": practice["unpromised"][1],
+        "gradient_error": _median(practice["ratios"]),
+        "rules": practice["rules"],
     }
+
+
+def _median(values: list[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return statistics.median(known) if known else None
 
 
 def course(found: TrainingRun) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from geoquant.findings import Figure, Series, Table, Value
 from geoquant.study.results import Result, Results
+from geoquant.study.studies.few_bit_training.reach import saved_percent
 from geoquant.study.studies.few_bit_training.reading import NUMGEOM, failures, label, name_of, runs
 
 PLACES = 3
@@ -200,7 +201,9 @@ def method_table(results: Results) -> Table:
                     rounding,
                     str(accuracy or ""),
                     None if bits is None else round(bits.mean, 2),
+                    *_of_float32(mine, runs(results, net, "float32")),
                     f"{sum(failed)} of {len(failed)}" if failed else "",
+                    sum(int(cell["anomalies"]) for cell in mine),
                     variance,
                 )
             )
@@ -211,10 +214,20 @@ def method_table(results: Results) -> Table:
         "gradients",
         "accuracy, %",
         "bits per operation",
+        "bit-operations, % of float32",
+        "by the product of bits, %",
         "failed",
+        "NaN or Inf",
         "variance of loss",
     )
     return Table("methods", "Every method on every net", columns, tuple(rows))
+
+
+def _of_float32(cells: Results, exact: Results) -> tuple[float | None, float | None]:
+    if not len(exact):
+        return None, None
+    single, product = (round(100 - each, 2) for each in saved_percent(cells, exact))
+    return single, product
 
 
 def _with_options(cells: Results, text: str) -> Results:

@@ -11,6 +11,8 @@ from geoquant.study.judging import Finding, judged, spread
 from geoquant.study.results import Result, Results
 
 SOURCE = "End-to-End QAT via Numerical Geometry"
+OWN = "docs/training.md, Measured"
+"""Where geoquant's own aims and questions stand."""
 EQUAL = 0.3
 """Points of accuracy that count as equal, the source's own figure."""
 FAILED = 5.0
@@ -50,7 +52,7 @@ def saved(cells: Results, others: Results) -> tuple[list[float], list[float]]:
     """Return, per seed, the percent of bit-operations saved and the points of accuracy gained (below 0: lost)."""
     both = list(paired(cells, others))
     share = [100 * (1 - a["bit_operations"] / b["bit_operations"]) for a, b in both]
-    return share, [a["accuracy"] - b["accuracy"] for a, b in both]
+    return share, gained(cells, others)
 
 
 def cheaper(method: str, levels: str, rival: str, wanted: float) -> Callable[[Results], Claim]:
@@ -68,6 +70,16 @@ def cheaper(method: str, levels: str, rival: str, wanted: float) -> Callable[[Re
         return judged(f"{text}: {label(method, levels)}", SOURCE, results, findings)
 
     return claim
+
+
+def gained(cells: Results, others: Results) -> list[float]:
+    """Return, per seed, the points of accuracy gained (below 0: lost)."""
+    return [a["accuracy"] - b["accuracy"] for a, b in paired(cells, others)]
+
+
+def mean(cells: Results, metric: str) -> float:
+    """Return the mean of a metric over some cells, at least one."""
+    return statistics.fmean(cell[metric] for cell in cells)
 
 
 def low_early(results: Results) -> Claim:
@@ -144,25 +156,27 @@ def dominates(results: Results) -> Claim:
     findings = []
     for net, (method, levels) in itertools.product(results.values("net"), NUMGEOM):
         cells = runs(results, net, method, levels)
-        own = cells.summary("accuracy"), cells.summary("bit_operations")
-        rivals = [each for each in rivals_of(results, net) if own[0] and own[1] and each[1] < own[1].mean]
-        if own[0] is not None and own[1] is not None:
-            better = [name for name, _, accuracy in rivals if accuracy >= own[0].mean]
+        if len(cells):
+            cost, accuracy = mean(cells, "bit_operations"), mean(cells, "accuracy")
+            better = [
+                name
+                for name, rival in rivals_of(results, net)
+                if mean(rival, "bit_operations") < cost and mean(rival, "accuracy") >= accuracy
+            ]
             text = f"{name_of(results, net)}, {label(method, levels)}: "
             text += f"cheaper and as accurate are {', '.join(better)}" if better else "nothing cheaper is as accurate"
             findings.append(Finding(text, not better))
     return judged("NumGeom-QAT dominates the frontier of accuracy and bit-operations", SOURCE, results, findings)
 
 
-def rivals_of(results: Results, net: str) -> list[tuple[str, float, float]]:
-    """Return name, bit-operations and accuracy of every static or cyclic method on a net."""
+def rivals_of(results: Results, net: str) -> list[tuple[str, Results]]:
+    """Return name and runs of every static, per-pass or cyclic method on a net."""
     found = []
-    for (method, levels, rounding), cells in results.where(net=net).by("method", "levels", "rounding"):
-        plain = cells.keep(lambda cell: not cell.configuration["options"])
-        cost, accuracy = plain.summary("bit_operations"), plain.summary("accuracy")
-        if method.startswith(("uniform", "amp", "seed-amp", "cpt", "float32")) and cost and accuracy:
+    for (method, levels, rounding), _ in results.where(net=net).by("method", "levels", "rounding"):
+        cells = runs(results, net, method, levels, rounding)
+        if method.startswith(("uniform", "amp", "seed-amp", "cpt", "float32")) and len(cells):
             name = f"{method}{' fine' if method == 'cpt' and levels == 'fine' else ''}"
-            found.append((f"{name}{' nearest' if rounding == 'nearest' else ''}", cost.mean, accuracy.mean))
+            found.append((f"{name}{' nearest' if rounding == 'nearest' else ''}", cells))
     return found
 
 
