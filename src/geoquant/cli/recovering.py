@@ -71,6 +71,14 @@ def recover_command(
     labels: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the loss from labels; the rest is the float model's answers.")
     ] = 0.0,
+    temperature: Annotated[
+        float,
+        typer.Option(
+            min=1e-6,
+            help="Of the float model's answers: 1 for the least divergence; 4 teaches image classifiers faster, whose "
+            "answers on training data are all but certain.",
+        ),
+    ] = 1.0,
     layers: Annotated[
         list[str] | None, typer.Option("--layer", help="Train only these layers (names, or patterns with re:).")
     ] = None,
@@ -152,6 +160,7 @@ def recover_command(
             rate=rate,
             norms=norms,
             labels=labels,
+            temperature=temperature,
             freeze=freeze,
             arithmetic=arithmetic,
             seed=seed,
