@@ -23,7 +23,7 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("results.md", "activations.md", "transforms.md", "language-models.md", "export.md")
+        for name in ("results.md", "activations.md", "transforms.md", "language-models.md", "export.md", "training.md")
     ),
 )
 BOUNDS = ("bounds", "bounds_cnn4", "bounds_resnet20")
@@ -75,6 +75,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "recovery": lambda: training_tables.recovery(load("recovery")),
     "refinement": lambda: training_tables.refinement(load("refinement")),
     "training_step": lambda: training_tables.few_bit_steps(load("training_step")),
+    "few_bit_reach": lambda: training_tables.few_bit_table(RESULTS / "studies", "reach"),
+    "few_bit_failures": lambda: training_tables.few_bit_table(RESULTS / "studies", "failures"),
+    "few_bit_claims": lambda: training_tables.few_bit_claims(RESULTS / "studies"),
     "qat_step": lambda: training_tables.steps(load("qat_step")),
     "trained": lambda: result_tables.trained(load("architectures_trained")),
     "transforms_weights": lambda: result_tables.transformed_weights(load("transforms_llama")),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from geoquant.findings import StudyFindings
+from geoquant.study import STUDIES, gather
 from result_tables import Document, markdown
 
 
@@ -74,3 +77,19 @@ def few_bit_steps(document: Document) -> str:
         for name, row in document["nets"].items()
     ]
     return markdown(["net", "float step, ms", "4-bit step × float", "measuring, share of time"], body)
+
+
+def few_bit_training(folder: Path) -> StudyFindings:
+    """Read what the committed cells of the study say."""
+    return gather(STUDIES["few-bit-training"], "laptop", folder)
+
+
+def few_bit_table(folder: Path, name: str) -> str:
+    """One table of the study, as its report has it."""
+    table = next(each for each in few_bit_training(folder).tables if each.name == name)
+    return markdown(table.columns, [["" if value is None else f"{value}" for value in row] for row in table.rows])
+
+
+def few_bit_claims(folder: Path) -> str:
+    """Every claim of the study with its verdict."""
+    return markdown(["claim", "verdict"], [[each.claim, each.verdict] for each in few_bit_training(folder).claims])

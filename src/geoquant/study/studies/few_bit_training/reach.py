@@ -112,7 +112,7 @@ def reach_table(results: Results) -> Table:
         "net",
         "against",
         "its points against float32",
-        "points against float32",
+        "numgeom's points against float32",
         "bits per operation",
         "saved, %",
         "saved by the product of bits, %",
