@@ -62,8 +62,7 @@ class Choice:
         form: ``qdq`` (`DequantizeLinear` before the layer), ``nbits`` (`MatMulNBits`) or ``plain`` (no codes).
         block: weights that share a scale in the file; 0 for a channel or the whole matrix.
         shift: what is added to each level so that the type holds it, and to the zero point of every scale.
-        kernels: which of `KERNELS` the type is for; empty where there is nothing to choose. With zero points always:
-            where there are none, ONNX Runtime makes a scalar when it turns int8 into uint8, and then refuses it.
+        kernels: which of `KERNELS` the type is for; empty where there is nothing to choose.
     """
 
     site: Site
@@ -93,7 +92,7 @@ class Choice:
             codes = channels * blocks * self.block * self.type.bits // 8
             zeros = channels * math.ceil(blocks * self.type.bits / 8) if self.grid.format.has_zero_point else 0
             return codes + 4 * self.scales + zeros
-        zeros = self.scales if self.form == QDQ and (self.kernels or self.grid.format.has_zero_point) else 0
+        zeros = self.scales if self.form == QDQ and (self.shift or self.grid.format.has_zero_point) else 0
         return _packed(channels * fan_in, self.type.bits) + 4 * self.scales + _packed(zeros, self.type.bits)
 
     @property

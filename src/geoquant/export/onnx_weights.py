@@ -136,7 +136,7 @@ class _Writer:
     def _qdq_(self, scales: Tensor) -> None:
         site, zero = self._choice.site, self._matrix.scales.zero
         levels = self._levels() + self._choice.shift
-        if self._choice.kernels:
+        if self._choice.shift:
             zero = (torch.zeros(scales.shape, dtype=torch.int32) if zero is None else zero) + self._choice.shift
         turned, whole = self._is_turned(), isinstance(self._choice.grid.granularity, PerTensor)
         axis = None if self._choice.block else _channel_axis(site.view)
