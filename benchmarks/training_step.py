@@ -3,8 +3,8 @@
     python benchmarks/training_step.py
 
 Medians of interleaved steps in one process, so that a busy machine slows all alike; random images, batch 64. Ratios
-are what
-counts: weights, activations and gradients in 4 bits against plain PyTorch, and the share of measurements at their pace.
+are what counts: weights, activations and gradients in 4 bits against plain PyTorch, and the share of measurements at
+their pace.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How much arithmetic did training do, weighted by the bits it was done in?
 
 Exact counts, layer by layer and call by call: floating-point operations by torch's formula for a product (an addition
-    and a
-multiplication are two), for the forward product, the two backward products and the optimizer separately. Two
+and a multiplication are two), for the forward product, the two backward products and the optimizer separately. Two
 conventions stand side by side: *single*, Σ FLOPs · p with p the bits of the wider operand (docs/sources.md,
 "End-to-End QAT via Numerical Geometry"), and *product*, Σ FLOPs · (bits of one operand) · (bits of the other), the
 work of a multiplier array.

@@ -9,9 +9,9 @@
 
 Inside the block every linear and convolutional layer computes forward and backward in the bits that the schedule
 gives it, and after each step the optimizer keeps its state in few bits. At ``optimizer.step()`` gradients are looked
-at (NaN or
-Inf: the step is left out and precision goes up), measurements are made when the schedule wants them, and precision
-changes. Evaluation under ``torch.no_grad()`` is in float32. After the block the model is an ordinary one again.
+at (NaN or Inf: the step is left out and precision goes up), measurements are made when the schedule wants them, and
+precision changes. Evaluation under ``torch.no_grad()`` is in float32. After the block the model is an ordinary one
+again.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ fp16 and bf16 under none. Nearest rounding has the smaller error, stochastic rou
 has mean zero; what each does to training is asked in `geoquant.bounds.descent_condition`.
 
 This is the simulation: levels are held as float32, exactly as the codes and scales would give them (int16 up to
-    float32's
-24 bits). `geoquant.training.kernels` computes the same products in hardware.
+float32's 24 bits). `geoquant.training.kernels` computes the same products in hardware.
 """
 
 from __future__ import annotations

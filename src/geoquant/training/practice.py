@@ -2,14 +2,11 @@
 
 The condition (`geoquant.bounds.descent`) promises that a step goes down while the exact gradient is longer than the
 error of the one that was used. Where it promises nothing, a rise of the loss is predicted, weakly. `Practice` looks
-at single
-steps: the loss of the step's own batch before and after, in float32, the gradient in few bits beside the exact one,
-    and,
-where curvature was measured, what the layer-wise and the coupled rule say of the weights' rounding.
+at single steps: the loss of the step's own batch before and after, in float32, the gradient in few bits beside the
+exact one, and, where curvature was measured, what the layer-wise and the coupled rule say of the weights' rounding.
 
 Where the answer stops: the promise is for θ − ηg with η ≤ 1/L; momentum and adaptive rates are outside, and their
-    steps are
-counted like others.
+steps are counted like others.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """How does one layer compute forward and backward in few bits?
 
 Forward: y = Q(x)·Q(w) + b. Backward, with the output's gradient g: Q(g)·Q(w) for the input and Q(g)·Q(x) for the
-    weight;
-roundings of x and w pass the gradient straight through (dynamic scales clip nothing). A scale multiplies the small
-operand, never the large result, so that rounding costs two passes over each activation and no more. The bias is added
-and differentiated in float32.
+weight; roundings of x and w pass the gradient straight through (dynamic scales clip nothing). A scale multiplies the
+small operand, never the large result, so that rounding costs two passes over each activation and no more. The bias is
+added and differentiated in float32.
 
 A layer whose precision is exact calls the module's own forward: bit-identical to plain PyTorch. Every call counts its
 floating-point operations, with the formulas of torch's own counter.

@@ -14,8 +14,8 @@ noise averages out.) Layers of few operations and of much noise get more bits, a
 small beside the noise.
 
 Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
-    rounding
-is not mean-zero. It is a criterion for noise, not a proof of descent: that is `geoquant.training.schedules.sound`.
+rounding is not mean-zero. It is a criterion for noise, not a proof of descent: that is
+`geoquant.training.schedules.sound`.
 """
 
 from __future__ import annotations

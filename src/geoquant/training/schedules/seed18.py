@@ -6,9 +6,8 @@ does not occur in its algorithm; given here, it sets the margin, c = log₂(1/ε
 that the rule allows relative to the gradient, is the target.
 
 Where the answer stops: log₂(L_T/‖g‖) is not dimensionless, the rule looks at each layer as if the others were exact,
-    and
-neither promises descent; `geoquant.training.schedules.sound` has the form that does. What a curvature is measured as
-is in `geoquant.training.measuring`.
+and neither promises descent; `geoquant.training.schedules.sound` has the form that does. What a curvature is measured
+as is in `geoquant.training.measuring`.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """In how few bits does every step still go down, layers taken together?
 
 The descent condition: the step goes down while the gradient is longer than its error, and the error that forward
-    rounding of
-weights makes in layer i's gradient is at most Σ_j ‖H_ij‖‖δ_j‖, over *all* layers j, with ‖δ_j‖ ≤ √d_j·R_j/2^{b+1}. The
-widths that satisfy it for all layers come from `geoquant.bounds.sufficient_layer_bits`. Where weights are kept on a
-grid with nearest rounding, they are kept so finely that a typical update leaves the dead zone, η‖g_i‖/√d_i > Δ_i/2.
+rounding of weights makes in layer i's gradient is at most Σ_j ‖H_ij‖‖δ_j‖, over *all* layers j, with ‖δ_j‖ ≤
+√d_j·R_j/2^{b+1}. The widths that satisfy it for all layers come from `geoquant.bounds.sufficient_layer_bits`. Where
+weights are kept on a grid with nearest rounding, they are kept so finely that a typical update leaves the dead zone,
+η‖g_i‖/√d_i > Δ_i/2.
 
 Where the answer stops: the condition covers the weights' rounding, not that of activations and gradients, asks for η
-    ≤ 1/L,
-and the norms of Hessian blocks are measured along one direction each, so they are estimates from below. Source: the
-sound form of docs/sources.md, "End-to-End QAT via Numerical Geometry"; see `geoquant.bounds.descent_condition`.
+≤ 1/L, and the norms of Hessian blocks are measured along one direction each, so they are estimates from below.
+Source: the sound form of docs/sources.md, "End-to-End QAT via Numerical Geometry"; see
+`geoquant.bounds.descent_condition`.
 """
 
 from __future__ import annotations
