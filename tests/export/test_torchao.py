@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchao import quantization as ao
 
 import geoquant as gq
-from geoquant.errors import ExportError, FileFormatError, WeightsError
+from geoquant.errors import ExportError, FileFormatError, UnknownNameError, WeightsError
 from geoquant.export import EXPORTERS, TorchAo, torchao_config
 from geoquant.plan import uniform_plan
 from geoquant.quantize import quantize, quantized_state
@@ -60,7 +60,7 @@ def test_torchao_fits_max_abs_grids_alike(grid: str, exceptions: dict[str, str])
 
 def test_the_configuration_names_packed_layers_only() -> None:
     plan = uniform_plan(tiny_llama(), "int4:group32", {"re:.*mlp.*": "int3:affine", "lm_head": "bf16"})
-    config = torchao_config(plan).fqn_to_config
+    config = plan.to_torchao().fqn_to_config
     assert set(config) == {name for name in plan.inventory.names if "proj" in name}
     assert config["model.layers.0.mlp.up_proj"].weight_dtype == torch.int3
     assert config["model.layers.0.mlp.up_proj"].mapping_type == ao.MappingType.ASYMMETRIC
@@ -123,3 +123,10 @@ def test_what_is_said_of_the_tensors_is_under_the_checksum(tmp_path: Path) -> No
     (tmp_path / "out" / "config.json").write_text(json.dumps(other))
     with pytest.raises(FileFormatError, match="does not name torchao"):
         exporter.contents(tmp_path / "out")
+
+
+def test_a_plan_is_told_in_the_words_of_engines_that_are_registered() -> None:
+    plan = uniform_plan(mlp(), "int4:maxabs")
+    assert set(plan.to("torchao").fqn_to_config) == set(plan.inventory.names)
+    with pytest.raises(UnknownNameError, match="no engine configuration named 'torchoa'"):
+        plan.to("torchoa")

@@ -29,7 +29,7 @@ from geoquant.export.shards import NOTE_KEY, opened, read_json, verify, write_fi
 from geoquant.export.states import refuse_activations, state_of
 from geoquant.grids import Grid, PerTensor, QuantizedMatrix
 from geoquant.models import Site, get_weight, inference, other_tensors, predict
-from geoquant.plan import Plan
+from geoquant.plan import CONFIGURATIONS, Plan
 from geoquant.storage import Json, atomic_folder, digest
 
 _CLASS = "IntxUnpackedToInt8Tensor"
@@ -137,6 +137,7 @@ def torchao(model: nn.Module, plan: Plan, folder: Path | str, **options: Any) ->
     return export_model(model, plan, folder, "torchao", **options)
 
 
+@CONFIGURATIONS.add("torchao")
 def torchao_config(plan: Plan) -> Any:
     """Return the `FqnToConfig` with which ``torchao.quantization.quantize_`` quantizes a float model as `plan` would.
 

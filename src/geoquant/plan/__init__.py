@@ -3,6 +3,7 @@
 from geoquant.plan.activations import SCALES, ZEROS, Activations, Entries, activation_entries, activation_wishes
 from geoquant.plan.budget import Budget
 from geoquant.plan.cheapest import CheapestPlan, allocate_cheapest
+from geoquant.plan.engines import CONFIGURATIONS
 from geoquant.plan.latency import LatencyTable
 from geoquant.plan.layout import (
     ARTIFACT_VERSION,
@@ -22,6 +23,7 @@ from geoquant.plan.text import align, diff_rows, diff_text, plan_text, summary
 
 __all__ = [
     "ARTIFACT_VERSION",
+    "CONFIGURATIONS",
     "METADATA_KEY",
     "SCALES",
     "ZEROS",

@@ -23,6 +23,7 @@ from geoquant.grids import ActivationGrid, Grid, Storage
 from geoquant.models import Inventory, find_operations, select, take_inventory
 from geoquant.plan.activations import Activations, Entries, activation_entries, activation_widths
 from geoquant.plan.budget import Budget
+from geoquant.plan.engines import CONFIGURATIONS
 from geoquant.plan.layout import artifact_bytes
 from geoquant.sensitivity import ActivationTable, DamageTable
 
@@ -305,6 +306,18 @@ class Plan:
             raise FileFormatError(f"{path} names {len(plan.names)} grids for {len(plan.inventory.sites)} layers")
         plan.activation_grids  # noqa: B018 (parsed once here, so that a wrong name is found on loading)
         return plan
+
+    def to(self, engine: str) -> Any:
+        """Return the plan as the configuration of another engine (see `geoquant.plan.engines`).
+
+        Raises:
+            UnknownNameError: nobody has registered that engine.
+        """
+        return CONFIGURATIONS[engine](self)
+
+    def to_torchao(self) -> Any:
+        """Return what ``torchao.quantization.quantize_`` takes; see `geoquant.export.torchao_config`."""
+        return self.to("torchao")
 
     def __str__(self) -> str:
         from geoquant.plan.text import plan_text
