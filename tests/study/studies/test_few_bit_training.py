@@ -179,10 +179,14 @@ def test_failures_are_foretold_by_the_descent_condition() -> None:
     assert failures_foretold(results(FLOAT, fails, works)).verdict == "holds"
     assert failures_foretold(results(FLOAT, made("uniform:int2", 10.0, 2.0, **LOOKS))).verdict == "fails"
     assert failures_foretold(results(FLOAT, made("uniform:int2", 90.0, 2.0, **dark))).verdict == "fails"
-    rows = failure_table(results(FLOAT, works, fails)).rows
+    lost, kept = (
+        made("combined", accuracy, 9.0, levels, **LOOKS) for accuracy, levels in ((10.0, "fine"), (90.0, "coarse"))
+    )
+    rows = failure_table(results(FLOAT, works, fails, lost, kept)).rows
     assert [row[1:] for row in rows] == [
-        (2, "stochastic", -80.0, "1 of 1", 0, 25, 0.0),
-        (8, "stochastic", 0.0, "0 of 1", 0, 100, 5.0),
+        ("uniform:int2", "stochastic", 2.0, -80.0, "1 of 1", 0, 25, 0.0),
+        ("uniform:int8", "stochastic", 8.0, 0.0, "0 of 1", 0, 100, 5.0),
+        ("combined, fine levels", "stochastic", 9.0, -80.0, "1 of 1", 0, 100, 5.0),
     ]
 
 

@@ -10,7 +10,18 @@ from collections.abc import Callable
 from geoquant.findings import Claim, Table, Value
 from geoquant.study.judging import Finding, judged, spread
 from geoquant.study.results import Result, Results
-from geoquant.study.studies.few_bit_training.reading import EQUAL, OWN, failures, gained, name_of, runs
+from geoquant.study.studies.few_bit_training.reading import (
+    EQUAL,
+    OWN,
+    failed,
+    failures,
+    gained,
+    label,
+    mean,
+    name_of,
+    paired,
+    runs,
+)
 
 LOOKED_EVERY = 25
 """Steps between two that `Practice` looks at."""
@@ -64,12 +75,12 @@ def failures_foretold(results: Results) -> Claim:
     findings = []
     for net, method, rounding, cells in _static(results):
         share = _promised_share(cells)
-        failed = sum(failures(results, net, method, None, rounding))
+        bad = sum(failures(results, net, method, None, rounding))
         foretold = share < MOST
-        if failed or foretold:
+        if bad or foretold:
             how = f"{method}{', gradients to nearest' if rounding == 'nearest' else ''}"
-            text = f"{name_of(results, net)}, {how}: {100 * share:.0f} % of the steps promised, {failed} of "
-            findings.append(Finding(f"{text}{len(cells)} runs failed", foretold == (2 * failed > len(cells))))
+            text = f"{name_of(results, net)}, {how}: {100 * share:.0f} % of the steps promised, {bad} of "
+            findings.append(Finding(f"{text}{len(cells)} runs failed", foretold == (2 * bad > len(cells))))
     return judged(
         "A static width fails just where the gradient's error is longer than the gradient at most steps",
         OWN,
@@ -176,34 +187,40 @@ def rule_table(results: Results) -> Table:
 
 
 def failure_table(results: Results) -> Table:
-    """List static widths: what was lost, what failed, what was not finite, and what the condition said."""
+    """List static widths, and whatever else failed: what was lost, what was not finite, what the condition said."""
     rows: list[tuple[Value, ...]] = []
     for net, method, rounding, cells in _static(results):
-        lost = gained(cells, runs(results, net, "float32"))
-        failed = failures(results, net, method, None, rounding)
-        rows.append(
-            (
-                name_of(results, net),
-                _bits(method),
-                rounding,
-                round(statistics.fmean(lost), 2) if lost else None,
-                f"{sum(failed)} of {len(failed)}",
-                sum(int(cell["anomalies"]) for cell in cells),
-                round(100 * _promised_share(cells)),
-                _rose(cells),
-            )
-        )
+        rows.append((name_of(results, net), method, rounding, *_failed_row(results, net, cells)))
+    for (net, method, levels, rounding), _ in results.by("net", "method", "levels", "rounding"):
+        if not method.startswith("uniform") and any(failures(results, net, method, levels, rounding)):
+            cells = runs(results, net, method, levels, rounding)
+            rows.append((name_of(results, net), label(method, levels), rounding, *_failed_row(results, net, cells)))
     columns = (
         "net",
-        "bits",
+        "method",
         "gradients",
+        "bits per operation",
         "points against float32",
         "failed",
         "NaN or Inf",
         "steps promised, %",
         "of these rose, %",
     )
-    return Table("failures", "Static widths: failures, and what the descent condition promised", columns, tuple(rows))
+    title = "Static widths and failures, and what the descent condition promised"
+    return Table("failures", title, columns, tuple(rows))
+
+
+def _failed_row(results: Results, net: str, cells: Results) -> tuple[Value, ...]:
+    exact = runs(results, net, "float32")
+    lost, failed_ones = gained(cells, exact), [failed(a, b) for a, b in paired(cells, exact)]
+    return (
+        round(mean(cells, "average_bits"), 2),
+        round(statistics.fmean(lost), 2) if lost else None,
+        f"{sum(failed_ones)} of {len(failed_ones)}",
+        sum(int(cell["anomalies"]) for cell in cells),
+        round(100 * _promised_share(cells)),
+        _rose(cells),
+    )
 
 
 def _rose(cells: Results) -> float | None:
