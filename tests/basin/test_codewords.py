@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +80,16 @@ def test_nothing_dearer_is_tried_once_a_codeword_is_clearly_inside(net: nn.Modul
         "short training",
     ]
     assert tried("binary:tensor", 1e9) == ["nearest"]
+
+
+def test_a_step_of_a_walk_takes_at_most_so_many_predictions(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[list[int]] = []
+
+    def note(_: NetworkTuning, *rest: Any) -> None:
+        sizes.append([len(inputs) for inputs, _ in rest[4]])
+
+    monkeypatch.setattr(NetworkTuning, "__call__", note)
+    data = blob_batches(2)
+    walks = WalkSettings(5, 5, predictions=24, exhaustive=True)
+    CodewordSearch(net, uniform_plan(net, "int3"), data, LossRise(net, data), 0.05, walks).run()
+    assert sizes == [[24, 24, 16] * 2] * 2

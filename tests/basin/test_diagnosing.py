@@ -62,6 +62,18 @@ def test_rises_are_those_of_the_deployed_models_on_the_judging_half(net: nn.Modu
     assert found.evidence.trained is None
 
 
+def test_held_out_batches_judge_what_all_of_the_calibration_made(net: nn.Module) -> None:
+    fit, held = batches(4), batches(3, seed=6)
+    plan = uniform_plan(net, "int2")
+    found = diagnose(net, plan, fit, held_out=held, widths=QUICK, walks=WalkSettings(0, 0, exhaustive=True))
+    deployed = quantize(net, plan, fit)
+    wanted = evaluate(deployed, held).cross_entropy.value - evaluate(net, held).cross_entropy.value
+    rise = found.evidence.rounded
+    assert rise is not None
+    assert (rise.value, rise.samples) == (pytest.approx(wanted, abs=1e-5), 192)
+    assert found.data != diagnose(net, plan, fit, widths=QUICK, walks=WalkSettings(0, 0)).data
+
+
 def test_the_neighbour_walk_stays_in_the_cell_and_helps(net: nn.Module) -> None:
     found = quick(net, "int2:tensor", walks=WalkSettings(60, 60, exhaustive=True))
     rise = {each.name: each.rise.value for each in found.candidates}

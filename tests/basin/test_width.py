@@ -212,3 +212,31 @@ def test_without_labels_the_loss_is_the_divergence() -> None:
     rise = LossRise(net, [inputs for inputs, _ in small_batches()])
     assert rise.name == "kl"
     assert rise.at({}).value == pytest.approx(0.0, abs=1e-7)
+
+
+def tokens(windows: int, length: int, scored: int) -> list[tuple[Tensor, Tensor]]:
+    """One batch of windows whose first `scored` tokens count."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(windows, length, 6, generator=generator)
+    targets = torch.randint(0, 5, (windows, length), generator=generator)
+    targets[:, scored:] = -100
+    return [(inputs, targets)]
+
+
+@pytest.mark.parametrize(
+    ("scored", "samples", "predictions", "wanted"),
+    [(1, 100, 30, 30), (1, 40, 90, 40), (8, 64, 320, 40), (8, 64, 64, 16), (8, 9, 64, 9), (8, 500, 10_000, 64)],
+)
+def test_samples_of_many_predictions_need_fewer(scored: int, samples: int, predictions: int, wanted: int) -> None:
+    rise = LossRise(nn.Linear(6, 5), tokens(64, 8, scored))
+    assert rise.per_sample == scored
+    assert rise.enough(samples, predictions) == wanted
+
+
+def test_windows_of_text_are_not_all_looked_at() -> None:
+    model, settings = nn.Linear(6, 5), WidthSettings(randoms=0, eigenvectors=0, predictions=160)
+    plan = uniform_plan(model, "int3")
+    cut = basin_width(model, plan, tokens(64, 8, 8), settings=settings)
+    assert (cut.samples, cut.layer_samples) == (64, 20)
+    whole = basin_width(model, plan, tokens(64, 8, 1), settings=settings)
+    assert whole.layer_samples == 64

@@ -17,6 +17,7 @@ from torch import nn
 from geoquant.basin.directions import Cell
 from geoquant.basin.rise import LossRise, Point
 from geoquant.evaluation import Mean
+from geoquant.geometry.pieces import split
 from geoquant.models import Forward, get_weight
 from geoquant.plan import Plan
 from geoquant.progress import task
@@ -57,6 +58,7 @@ class WalkSettings:
         training_rate: the same in the short training.
         scales: learning rate of scales in the short training, relative.
         free: learning rate of norms and biases in the short training.
+        predictions: at most so many in a step; batches that hold more, as those of windows of text do, are cut.
         exhaustive: whether everything is tried, also where something cheaper is clearly inside the basin.
     """
 
@@ -66,6 +68,7 @@ class WalkSettings:
     training_rate: float = 0.02
     scales: float = 5e-3
     free: float = 5e-3
+    predictions: int = 1024
     exhaustive: bool = False
 
 
@@ -133,5 +136,7 @@ class CodewordSearch:
     def _walk_(self, model: nn.Module, tuning: NetworkTuning) -> nn.Module:
         """Train `model` straight through towards the float model's answers; return it."""
         matrices = quantized_state(model).matrices
-        tuning(self.model, model, self.plan.inventory.sites, matrices, self.fit, self.forward, self.seed)
+        size = max(1, int(self.settings.predictions / max(self.judge.per_sample, 1.0)))
+        pieces = [piece for batch in self.fit for piece in split(batch, size)]
+        tuning(self.model, model, self.plan.inventory.sites, matrices, pieces, self.forward, self.seed)
         return model

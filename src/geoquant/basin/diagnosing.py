@@ -1,6 +1,6 @@
 """Will this plan survive rounding, and if not, does better rounding, training, or nothing help? Measured beforehand.
 
-Candidates are made on one half of the calibration samples and judged on the other. The model is never touched.
+Candidates are made on some samples and judged on others. The model is never touched.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ def diagnose(
     plan: Plan,
     calibration: Iterable[Any],
     *,
+    held_out: Iterable[Any] | None = None,
     tolerance: float = 0.05,
     loss: str | SampleLoss = "auto",
     checkpoints: Sequence[Mapping[str, Tensor]] = (),
@@ -75,11 +76,14 @@ def diagnose(
         plan: the candidate.
         calibration: a few hundred samples or more; with labels the loss is cross-entropy, without the divergence from
             the float model. Half of the batches make candidates, the other half judges them.
+        held_out: batches that judge instead, so that all of `calibration` makes candidates, as when the plan is carried
+            out. Best samples that the model was not trained on: the loss of those that it has fitted rises otherwise.
         tolerance: rise of the loss that is allowed, nats per prediction.
         loss: see `LossRise`.
         checkpoints: state dicts of the training that led to the model, to measure the basin along it.
         trained: a model that was recovered by training, for the slices.
-        samples: at most so many samples for the basin's width.
+        samples: at most so many samples for the basin's width; fewer where each holds many predictions (see
+            `WidthSettings.predictions`).
         widths: what to spend on the width.
         walks: what to spend on the search for codewords.
         slices: how to slice the loss; no slices when None.
@@ -100,9 +104,9 @@ def diagnose(
     plan.inventory.check_same_layout(take_inventory(model))
     check_finite(model)
     data = collect(calibration)
-    fit, held = _halves(data)
-    judge = LossRise(model, held, loss, forward)
-    few = collect(held, min(samples, judge.samples))
+    fit, held = _halves(data) if held_out is None else (data, collect(held_out))
+    judge, spend = LossRise(model, held, loss, forward), widths or WidthSettings()
+    few = collect(held, judge.enough(samples, spend.predictions))
     width = basin_width(
         model,
         plan,
@@ -110,7 +114,7 @@ def diagnose(
         tolerance=tolerance,
         loss=loss,
         checkpoints=checkpoints,
-        settings=widths,
+        settings=spend,
         forward=forward,
         seed=seed,
     )
@@ -132,7 +136,7 @@ def diagnose(
         width,
         candidates,
         plan_words(plan),
-        fingerprint(data),
+        fingerprint(data if held_out is None else (*data, *held)),
         seed,
         lines,
         planes,

@@ -26,6 +26,8 @@ from geoquant.models import Forward, inference, predict, prediction_mask, target
 LOSSES = ("cross_entropy", "kl", "squared_error")
 SampleLoss = Callable[[Tensor, Any], Tensor]
 """A loss of one's own: ``loss(logits, batch)``, (samples,)."""
+FEWEST = 16
+"""Samples are not cut below so many, however many predictions each holds: the spread between them is the error bar."""
 Point = Mapping[str, Tensor]
 """Weights by the name of their parameter; those that are not named stay as they are."""
 
@@ -97,6 +99,16 @@ class LossRise:
     def samples(self) -> int:
         """Number of samples."""
         return self.float_loss.samples
+
+    @property
+    def per_sample(self) -> float:
+        """Predictions that a sample holds, in the mean: 1 for an image, one a token for a window of text."""
+        return sum(float(counts.sum()) for _, counts in self._before) / self.samples
+
+    def enough(self, samples: int, predictions: int) -> int:
+        """Return how many samples to look at: those that hold `predictions`, but 16 at least and `samples` at most."""
+        needed = math.ceil(predictions / self.per_sample) if self.per_sample else samples
+        return min(max(needed, FEWEST), samples, self.samples)
 
     def of(self, model: nn.Module) -> Mean:
         """Return the rise of `model`, another version of the float model; infinite where its loss is not finite."""

@@ -144,6 +144,8 @@ class WidthSettings:
         layer_samples: for those; the first ones.
         curvature_samples: for Hessian-vector products; the first ones.
         lanczos_steps: Hessian-vector products at most.
+        predictions: wherever samples hold many each, as windows of text do, no more samples are looked at than hold so
+            many (but 16); samples of one prediction are not affected.
         limit: how far to look, in multiples of the direction.
         layer_limit: the same for single layers.
         relative: width of the final bracket, as a share of the radius.
@@ -156,6 +158,7 @@ class WidthSettings:
     layer_samples: int = 128
     curvature_samples: int = 64
     lanczos_steps: int = 10
+    predictions: int = 2048
     limit: float = 8.0
     layer_limit: float = 2.0
     relative: float = 0.15
@@ -194,9 +197,8 @@ def basin_width(
     spend = settings or WidthSettings()
     data = collect(batches)
     cell, rise = Cell.of(model, plan), LossRise(model, data, loss, forward)
-    few = (
-        LossRise(model, collect(data, min(spend.layer_samples, rise.samples)), loss, forward) if spend.layers else None
-    )
+    layered = collect(data, rise.enough(spend.layer_samples, spend.predictions))
+    few = LossRise(model, layered, loss, forward) if spend.layers else None
     survey = _Survey(cell, rise, tolerance, spend)
     ways = [cell.displacement(), *(cell.random(seed, draw) for draw in range(spend.randoms))]
     ways += cell.trajectory(checkpoints)
@@ -204,7 +206,8 @@ def basin_width(
     stretched: dict[str, float] = {}
     largest = None
     if spend.eigenvectors:
-        objective = _objective(model, collect(data, min(spend.curvature_samples, rise.samples)), cell, rise, forward)
+        curved = collect(data, rise.enough(spend.curvature_samples, spend.predictions))
+        objective = _objective(model, curved, cell, rise, forward)
         sharp, largest = eigenvectors(objective, cell, spend.eigenvectors, spend.lanczos_steps, seed)
         known = dict(zip((way.name for way in ways), curvatures(objective, ways), strict=True))
         known |= {way.name: value for way, value in sharp}
