@@ -139,8 +139,8 @@ def _kernel_notes(choices: tuple[Choice, ...]) -> list[str]:
     portable, vnni = (sum(choice.kernels == each for choice in choices) for each in (PORTABLE, VNNI))
     if vnni:
         return [
-            f"8-bit weights of {vnni} layers are stored as int8 for processors with VNNI (kernels=vnni); do not run the "
-            "file on x86 without it, where sums in ONNX Runtime overflow"
+            f"8-bit weights of {vnni} layers are stored as int8 for processors with VNNI (kernels=vnni); do not run "
+            "the file on x86 without it, where sums in ONNX Runtime overflow"
         ]
     if portable:
         return [
