@@ -33,6 +33,12 @@ Sample = Annotated[
 ]
 
 
+def _options() -> str:
+    """Return the options of each format, a line of help."""
+    found = {name: [option for option in EXPORTERS[name].options if option != "example"] for name in EXPORTERS}
+    return "; ".join(f"{name}: {', '.join(options)}" for name, options in found.items() if options)
+
+
 @app.command("export")
 def export_command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What `geoquant quantize` wrote.")],
@@ -41,7 +47,7 @@ def export_command(
     format: Annotated[str, typer.Option("--format", help=f"One of {', '.join(EXPORTERS)}.")] = "onnx",
     options: Annotated[
         list[str] | None,
-        typer.Option("--option", help="NAME=VALUE of the format, such as opset=21 or linears=qdq; repeatable."),
+        typer.Option("--option", help=f"NAME=VALUE of the format, such as opset=21; repeatable. {_options()}."),
     ] = None,
     data: Sample = None,
     normalize: NormalizeOption = None,
