@@ -2,9 +2,9 @@
 
     python benchmarks/training_step.py
 
-Medians of interleaved steps in one process, so that a busy machine slows all alike; random images, batch 64. Ratios
-are what counts: weights, activations and gradients in 4 bits against plain PyTorch, and the share of measurements at
-their pace.
+Medians of interleaved steps in one process, in processor seconds, all threads together, so that a busy machine slows
+all alike and waiting does not count; random images, batch 64. Ratios are what counts: weights, activations and
+gradients in 4 bits against plain PyTorch, and the share of measurements at their pace.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ NETS = {"few_bits_cnn2": (1, 28), "few_bits_cnn4": (1, 28), "few_bits_resnet": (
 
 
 def timed(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def measure(name: str, steps: int, batch: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from geoquant.study.results import Result, Results
 from geoquant.study.studies.few_bit_training.cells import run
+from geoquant.study.studies.few_bit_training.drawing import frontier
 from geoquant.study.studies.few_bit_training.practice import (
     dead_zone,
     failure_table,
@@ -212,3 +213,15 @@ def test_where_the_rules_differ() -> None:
     counts = {"both": 80, "layer-wise only": 20}
     assert rules_differ(results(made("sound", 90.0, 8.0, rules=counts))).verdict == "holds"
     assert rules_differ(results(made("sound", 90.0, 8.0, rules={**counts, "layer-wise only": 5}))).verdict == "fails"
+
+
+def test_the_frontier_names_what_lies_far_below_instead_of_drawing_it() -> None:
+    lost, near = made("uniform:int2", 10.0, 6.0), made("numgeom", 89.8, 12.5, "fine")
+    figure = frontier(0)(results(FLOAT, lost, near))
+    assert figure is not None
+    assert {each.name: (each.x, each.y) for each in figure.series} == {
+        "float32": ((100.0,), (90.0,)),
+        "geoquant's numgeom, fine": ((12.5,), (89.8,)),
+    }
+    assert "uniform:int2 10.0 % at 6.0 %" in figure.note
+    assert frontier(1)(results(FLOAT)) is None

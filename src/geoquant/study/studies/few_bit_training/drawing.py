@@ -8,7 +8,7 @@ from collections.abc import Callable
 from geoquant.findings import Figure, Series, Table, Value
 from geoquant.study.results import Result, Results
 from geoquant.study.studies.few_bit_training.reach import saved_percent
-from geoquant.study.studies.few_bit_training.reading import NUMGEOM, failures, label, name_of, runs
+from geoquant.study.studies.few_bit_training.reading import FAILED, NUMGEOM, failures, label, mean, name_of, runs
 
 PLACES = 3
 """Nets that get figures of their own."""
@@ -25,30 +25,42 @@ Draw = Callable[[Results], Figure | None]
 
 
 def frontier(place: int) -> Draw:
-    """Draw accuracy over bit-operations for the net at a place of the list; None where there are fewer nets."""
+    """Draw accuracy over bit-operations for the net at a place of the list; None where there are fewer nets.
+
+    Methods that end far below float32 are named in the note: drawn, they would press all others into a line.
+    """
 
     def figure(results: Results) -> Figure | None:
         if place >= len(results.values("net")):
             return None
         net = results.values("net")[place]
-        series = []
-        for (method, levels, rounding), cells in results.where(net=net).by("method", "levels", "rounding"):
-            plain = cells.keep(lambda cell: not cell.configuration["options"])
-            cost, accuracy = plain.summary("bit_operations"), plain.summary("accuracy")
-            if cost is not None and accuracy is not None:
-                name = label(method, levels) + (", nearest" if rounding == "nearest" else "")
-                series.append(Series(name, (cost.mean,), (accuracy.mean,), (accuracy.deviation,), (str(accuracy),)))
+        exact = runs(results, net, "float32")
+        if not len(exact):
+            return None
+        series, far = [], []
+        for (method, levels, rounding), _ in results.where(net=net).by("method", "levels", "rounding"):
+            cells = runs(results, net, method, levels, rounding)
+            accuracy = cells.summary("accuracy")
+            if accuracy is None:
+                continue
+            name = label(method, levels).replace(" levels", "") + (", nearest" if rounding == "nearest" else "")
+            cost = 100 * mean(cells, "bit_operations") / mean(exact, "bit_operations")
+            if accuracy.mean < mean(exact, "accuracy") - FAILED:
+                far.append(f"{name} {accuracy.mean:.1f} % at {cost:.1f} %")
+            else:
+                series.append(Series(name, (cost,), (accuracy.mean,), (accuracy.deviation,), (str(accuracy),)))
         points = "; ".join(f"{each.name} {each.y[0]:.1f} %" for each in series)
+        note = "Means and deviations over seeds. Up and to the left is better."
         return Figure(
             f"frontier-{place + 1}",
             "scatter",
             f"Accuracy over bit-operations of training: {name_of(results, net)}",
-            "bit-operations, by the wider operand",
+            "bit-operations by the wider operand, % of float32",
             "accuracy on test images, %",
             tuple(series),
             f"A point a method. {points}.",
             log_x=True,
-            note="Means and deviations over seeds. Up and to the left is better.",
+            note=f"{note} Far below, not drawn: {'; '.join(far)}." if far else note,
         )
 
     return figure

@@ -17,6 +17,7 @@ EQUAL = 0.3
 """Points of accuracy that count as equal, the source's own figure."""
 FAILED = 5.0
 """A run failed when it met NaN or ended so many points below float32."""
+STATIC = ("float32", "uniform", "amp", "seed-amp")
 NUMGEOM = (("seed18", "coarse"), ("numgeom", "coarse"), ("numgeom", "fine"))
 """The source's schedule as it is written, and geoquant's on the source's levels and on finer ones."""
 
@@ -30,7 +31,13 @@ def runs(results: Results, net: str, method: str, levels: str | None = None, rou
 
 
 def label(method: str, levels: str) -> str:
-    """Name a method as a reader knows it."""
+    """Name a method as a reader knows it; levels only where a method chooses among them.
+
+    >>> label("seed18", "fine"), label("uniform:int4", "coarse")
+    ('NumGeom-QAT as written, fine levels', 'uniform:int4')
+    """
+    if method.startswith(STATIC):
+        return method
     named = {"seed18": "NumGeom-QAT as written", "numgeom": "geoquant's numgeom"}.get(method, method)
     return f"{named}, {levels} levels"
 
@@ -174,7 +181,7 @@ def rivals_of(results: Results, net: str) -> list[tuple[str, Results]]:
     found = []
     for (method, levels, rounding), _ in results.where(net=net).by("method", "levels", "rounding"):
         cells = runs(results, net, method, levels, rounding)
-        if method.startswith(("uniform", "amp", "seed-amp", "cpt", "float32")) and len(cells):
+        if method.startswith((*STATIC, "cpt")) and len(cells):
             name = f"{method}{' fine' if method == 'cpt' and levels == 'fine' else ''}"
             found.append((f"{name}{' nearest' if rounding == 'nearest' else ''}", cells))
     return found
