@@ -51,7 +51,8 @@ def held(model: nn.Module) -> int:
 def test_same_logits_in_the_bytes_of_the_plan(tmp_path: Path, grid: str) -> None:
     net = Tied().eval()
     plan = uniform_plan(net, grid)
-    net = quantize(net, plan)
+    # torch multiplies a transposed input in another order where the weight requires a gradient; packed ones never do.
+    net = quantize(net, plan).requires_grad_(False)
     path = gq.save(net, plan, tmp_path)
     fresh = Tied().eval()
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
