@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import artifact_tables
+import basin_tables
 import result_tables
 import training_tables
 from common import RESULTS
@@ -72,6 +73,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranks": lambda: result_tables.ranks(load("damage_rank")),
     "peers": lambda: result_tables.peers(load("peers")),
     "peers_short": lambda: result_tables.peers_in_short(load("peers")),
+    "diagnoses": lambda: basin_tables.confusion(load("basin_prediction")),
+    "diagnosed_nets": lambda: basin_tables.nets(load("basin_prediction")),
     "recovery": lambda: training_tables.recovery(load("recovery")),
     "refinement": lambda: training_tables.refinement(load("refinement")),
     "training_step": lambda: training_tables.few_bit_steps(load("training_step")),
