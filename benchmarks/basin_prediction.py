@@ -200,12 +200,12 @@ NETS: dict[str, Callable[[Path], Study]] = {
 load_study = cache(lambda net, folder: NETS[net](folder))
 
 
-def cases() -> list[Case]:
-    """List all cases, the nets in turn."""
+def cases(turns: int | None = None) -> list[Case]:
+    """List the cases, the nets in turn: all, or the first `turns` of each net."""
     plans = [(grid, "") for grid in (*CHANNEL, *AFFINE, *TENSOR, *FEW, *GROUPS)]
     plans += [(grid, kept) for kept, grids in KEPT.items() for grid in grids]
     drawn = [sorted((Case(net, *plan) for plan in plans), key=lambda case: case.hash) for net in NETS]
-    return [case for turn in zip(*drawn, strict=True) for case in turn]
+    return [case for turn in list(zip(*drawn, strict=True))[:turns] for case in turn]
 
 
 def predicted(case: Case, study: Study) -> dict[str, Any]:
@@ -361,6 +361,7 @@ def read_arguments() -> argparse.Namespace:
     made = parser(__doc__ or "", "basin_prediction")
     made.add_argument("--cases", type=Path, default=RESULTS / "basin_prediction", help="one file a case")
     made.add_argument("--only", default="", help="only cases in whose name this regular expression is found")
+    made.add_argument("--turns", type=int, help="only so many cases of each net, the first of their order")
     made.add_argument("--list", action="store_true", help="name the cases and stop")
     made.add_argument("--summary", action="store_true", help="sum up what is finished")
     made.add_argument("--fit", action="store_true", help="print the thresholds that the cases for fitting suggest")
@@ -370,7 +371,7 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
-    chosen = [case for case in cases() if re.search(arguments.only, case.name)]
+    chosen = [case for case in cases(arguments.turns) if re.search(arguments.only, case.name)]
     if arguments.list:
         for case in chosen:
             print(case.name, "fit" if case.fits else "check")

@@ -214,6 +214,25 @@ def test_without_labels_the_loss_is_the_divergence() -> None:
     assert rise.at({}).value == pytest.approx(0.0, abs=1e-7)
 
 
+def test_single_layers_are_bracketed_more_coarsely_and_leave_all_the_same(net: nn.Module) -> None:
+    fine, coarse = (
+        basin_width(
+            net,
+            uniform_plan(net, "int2"),
+            blob_batches(4),
+            settings=WidthSettings(randoms=0, eigenvectors=0, layer_relative=share),
+        )
+        for share in (0.05, 0.3)
+    )
+    assert coarse.leaving == fine.leaving != ()
+    assert [width.rise for width in coarse.layers] == [width.rise for width in fine.layers]
+    spent = [sum(width.radius.evaluations for width in found.layers) for found in (coarse, fine)]
+    assert spent[0] < spent[1]
+    for one, other in zip(coarse.layers, fine.layers, strict=True):
+        assert one.radius.value == pytest.approx(other.radius.value, rel=0.2)
+    assert coarse.joint == fine.joint
+
+
 def tokens(windows: int, length: int, scored: int) -> list[tuple[Tensor, Tensor]]:
     """One batch of windows whose first `scored` tokens count."""
     generator = torch.Generator().manual_seed(0)

@@ -149,6 +149,7 @@ class WidthSettings:
         limit: how far to look, in multiples of the direction.
         layer_limit: the same for single layers.
         relative: width of the final bracket, as a share of the radius.
+        layer_relative: the same for single layers, of which there are many; whether they leave does not depend on it.
         confidence: of the intervals.
     """
 
@@ -162,6 +163,7 @@ class WidthSettings:
     limit: float = 8.0
     layer_limit: float = 2.0
     relative: float = 0.15
+    layer_relative: float = 0.3
     confidence: float = 0.95
 
 
@@ -293,7 +295,7 @@ class _Survey:
             self.tolerance,
             limit=self.spend.layer_limit if way.layer else self.spend.limit,
             confidence=self.spend.confidence,
-            relative=self.spend.relative,
+            relative=self.spend.layer_relative if way.layer else self.spend.relative,
         )
         advance()
         norm = way.norm
