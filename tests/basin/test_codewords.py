@@ -82,7 +82,10 @@ def test_nothing_dearer_is_tried_once_a_codeword_is_clearly_inside(net: nn.Modul
     assert tried("binary:tensor", 1e9) == ["nearest"]
 
 
-def test_a_step_of_a_walk_takes_at_most_so_many_predictions(net: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [{"predictions": 24}, {"batch": 24}])
+def test_a_step_of_a_walk_takes_at_most_so_many_samples(
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch, limit: dict[str, int]
+) -> None:
     sizes: list[list[int]] = []
 
     def note(_: NetworkTuning, *rest: Any) -> None:
@@ -90,6 +93,6 @@ def test_a_step_of_a_walk_takes_at_most_so_many_predictions(net: nn.Module, monk
 
     monkeypatch.setattr(NetworkTuning, "__call__", note)
     data = blob_batches(2)
-    walks = WalkSettings(5, 5, predictions=24, exhaustive=True)
+    walks = WalkSettings(5, 5, exhaustive=True, **limit)
     CodewordSearch(net, uniform_plan(net, "int3"), data, LossRise(net, data), 0.05, walks).run()
     assert sizes == [[24, 24, 16] * 2] * 2

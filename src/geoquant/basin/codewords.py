@@ -51,6 +51,9 @@ class Candidate:
 class WalkSettings:
     """How the two walks are taken.
 
+    The rates of the short training are those at which a hundred steps still bring a residual net nearer to its float
+    answers; at four times as much they scatter its codes, and the walk ends where it began.
+
     Attributes:
         neighbour_steps: of Adam, one batch each, for the walk between neighbours; 0 leaves it out.
         training_steps: the same for the short training; 0 leaves it out.
@@ -58,16 +61,18 @@ class WalkSettings:
         training_rate: the same in the short training.
         scales: learning rate of scales in the short training, relative.
         free: learning rate of norms and biases in the short training.
-        predictions: at most so many in a step; batches that hold more, as those of windows of text do, are cut.
+        batch: samples in a step at most.
+        predictions: the same for predictions, of which a window of text holds many. Larger batches are cut.
         exhaustive: whether everything is tried, also where something cheaper is clearly inside the basin.
     """
 
     neighbour_steps: int = 40
     training_steps: int = 100
     neighbour_rate: float = 0.05
-    training_rate: float = 0.02
-    scales: float = 5e-3
-    free: float = 5e-3
+    training_rate: float = 0.005
+    scales: float = 5e-4
+    free: float = 1e-3
+    batch: int = 64
     predictions: int = 1024
     exhaustive: bool = False
 
@@ -136,7 +141,7 @@ class CodewordSearch:
     def _walk_(self, model: nn.Module, tuning: NetworkTuning) -> nn.Module:
         """Train `model` straight through towards the float model's answers; return it."""
         matrices = quantized_state(model).matrices
-        size = max(1, int(self.settings.predictions / max(self.judge.per_sample, 1.0)))
+        size = max(1, min(self.settings.batch, int(self.settings.predictions / max(self.judge.per_sample, 1.0))))
         pieces = [piece for batch in self.fit for piece in split(batch, size)]
         tuning(self.model, model, self.plan.inventory.sites, matrices, pieces, self.forward, self.seed)
         return model
