@@ -70,8 +70,8 @@ class WalkSettings:
     training_steps: int = 100
     neighbour_rate: float = 0.05
     training_rate: float = 0.005
-    scales: float = 5e-4
-    free: float = 1e-3
+    scales: float = 1e-3
+    free: float = 2e-3
     batch: int = 64
     predictions: int = 1024
     exhaustive: bool = False

@@ -50,7 +50,8 @@ def diagnose_and_recover(model: nn.Module, seed: int) -> Mended:
     images, test = digits("train"), digits("test").batches(256, normalize="dataset")
     calibration = images.batches(128, limit=512, seed=seed, normalize="dataset")
     plan = uniform_plan(model, GRID)
-    diagnosis = diagnose(model, plan, calibration, slices=SliceSettings(plane=9), seed=seed)
+    both = images.batches(128, limit=1024, seed=seed, normalize="dataset")  # as many make codewords, as many judge them
+    diagnosis = diagnose(model, plan, both, slices=SliceSettings(plane=9), seed=seed)
     wanted, results = logits(model, test), {}
     nearest = quantize(model, plan, rounding="nearest", norms="none")
     results["rounded to nearest"] = evaluate(nearest, test, reference=wanted)
