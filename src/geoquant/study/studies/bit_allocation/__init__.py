@@ -26,19 +26,20 @@ NETS = {
 """The nets of the source on their image sets; the last one's stand-in where SVHN is not at hand is CIFAR-10."""
 STAND_IN = "cifar10"
 COARSE, COARSEST = (2, 2.5, 3, 4, 8, 16), (2, 4)
+HALVES = (2, 2.5, 3, 3.5, 4, 5, 6, 8, 16, 32)
 FINE = (2, 2.25, 2.5, 2.75, 3, 3.25, 3.5, 3.75, 4, 4.5, 5, 6, 7, 8, 12, 16, 24, 32)
 FEW: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 128, "test": 1000}
 FEWEST: dict[str, Any] = {"images": 1000, "epochs": 2, "calibration": 64, "test": 250}
-SOME: dict[str, Any] = {"images": None, "epochs": 10, "calibration": 256, "test": 5000}
-SOME_PHOTOGRAPHS: dict[str, Any] = {"images": 20_000, "epochs": 6, "calibration": 256, "test": 2000}
+SOME: dict[str, Any] = {"images": 20_000, "epochs": 10, "calibration": 256, "test": 5000}
+SOME_PHOTOGRAPHS: dict[str, Any] = {"images": 8000, "epochs": 5, "calibration": 128, "test": 1000}
 ALL: dict[str, Any] = {"images": None, "epochs": 60, "calibration": 1024, "test": 10_000}
 
 
 def configurations(preset: Preset) -> Iterator[Configuration]:
-    """Yield the cells of a preset."""
+    """Yield the cells of a preset, one seed of all nets after the other."""
     yield {"part": "solver", "layers": 50, "seed": 0}
-    for net, data, sizes in _nets(preset):
-        for seed in range(1 if preset == "quick" else 5):
+    for seed in range(1 if preset == "quick" else 5):
+        for net, data, sizes in _nets(preset):
             common = {"net": net, "data": data, "seed": seed, **sizes}
             yield {"part": "facts", **common, "widths": [4, 8], "inputs": 8 if preset == "quick" else 32}
             if preset != "quick" or net != FOUR_LAYERS:
@@ -62,9 +63,11 @@ def _nets(preset: Preset) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _sweeps(preset: Preset, common: dict[str, Any]) -> Iterator[Configuration]:
-    widths = list(FINE if preset != "quick" else COARSE if common["net"] != "cnn4_cifar10" else COARSEST)
+    photographs = common["net"].startswith("cnn")
+    quick, laptop = (COARSEST, HALVES) if photographs else (COARSE, FINE)
+    widths = list({"quick": quick, "laptop": laptop, "full": FINE}[preset])
     for method in METHODS:
-        draws = {"draws": 20 if preset == "quick" else 100} if method == "random search" else {}
+        draws = {"draws": 100 if preset == "full" else 20} if method == "random search" else {}
         yield {"part": "sweep", **common, "method": method, "widths": widths, **draws}
     for draw in range(1 if preset == "quick" else 3):
         yield {"part": "sweep", **common, "method": WRITTEN, "widths": widths, "wrong_by": 2.0, "draw": draw}

@@ -19,7 +19,7 @@ from geoquant.study.studies.low_loss_basin.reading import CLAIMS, SOURCE
 
 GRIDS = ("binary", "ternary", "int2", "int2:affine", "int3", "int3:affine", "int4", "int4:affine", "int6", "int8")
 FEW_GRIDS = ("ternary", "int2", "int4", "int8")
-SOME_GRIDS = ("binary", "ternary", "int2", "int2:affine", "int3", "int4", "int8")
+SOME_GRIDS = ("int2", "int8", "ternary", "int3", "int4", "binary", "int2:affine")
 """What a laptop measures of the pretrained nets, once: a cell of theirs takes minutes."""
 SMALL: dict[str, Any] = {"images": None, "epochs": 20, "calibration": 256, "test": None, "diagnose": 128}
 PRETRAINED: dict[str, Any] = {"images": None, "epochs": None, "calibration": 512, "test": 5000, "diagnose": 128}

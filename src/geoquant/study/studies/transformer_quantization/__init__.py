@@ -20,7 +20,7 @@ from geoquant.study.studies.transformer_quantization.reading import BATCHES, CLA
 QUICK: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 256, "test": 1000}
 WHOLE: dict[str, Any] = {"images": None, "epochs": 3, "calibration": 512, "test": None}
 RESNET18: dict[str, dict[str, Any]] = {
-    "laptop": {"images": 10_000, "epochs": 4, "calibration": 256, "test": 250},
+    "laptop": {"images": 4000, "epochs": 3, "calibration": 64, "test": 250},
     "full": {"images": None, "epochs": 60, "calibration": 512, "test": 250},
 }
 
