@@ -55,9 +55,11 @@ def spread(values: Sequence[float], unit: str = "") -> str:
 
     >>> spread([1.0, 3.0], " %"), spread([2.0])
     ('2.0 ± 1.4 % (2 seeds)', '2.0 (1 seed)')
+    >>> spread([-0.01])  # nothing below zero is seen at this precision
+    '0.0 (1 seed)'
     """
     found = summary(list(values))
     if found is None:
         return "nothing"
     deviation = "" if found.deviation is None else f" ± {found.deviation:.1f}"
-    return f"{found.mean:.1f}{deviation}{unit} ({found.count} seed{'s' if found.count > 1 else ''})"
+    return f"{found.mean:z.1f}{deviation}{unit} ({found.count} seed{'s' if found.count > 1 else ''})"

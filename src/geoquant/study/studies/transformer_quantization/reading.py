@@ -39,7 +39,7 @@ def better(bits: int, points: float) -> Callable[[Results], Claim]:
         findings = []
         for net, found in gained(results, bits, GUIDED).items():
             ours = statistics.fmean(gained(results, bits, OURS)[net])
-            text = f"{net}: {spread(found, ' points')}; {ours:+.1f} by measured damage, solved exactly"
+            text = f"{net}: {spread(found, ' points')}; {ours:+z.1f} by measured damage, solved exactly"
             findings.append(Finding(text, statistics.fmean(found) >= points))
         text = f"At {bits} bits, guided allocation is {points:g} points more accurate than uniform"
         return judged(text, SOURCE, results, findings)
@@ -103,7 +103,7 @@ def condition_predicts(results: Results) -> Claim:
         kappa = [row["condition_number"] for row in known]
         damage = rank_correlation(kappa, [row["kl_3"] / row["weights"] for row in known])
         if damage is not None:
-            text = f"{cell['net']} on {cell['data']}: rank correlation {damage:+.2f} with the damage per weight"
+            text = f"{cell['net']} on {cell['data']}: rank correlation {damage:+z.2f} with the damage per weight"
             findings.append(Finding(text, damage >= 0.5))
     return judged("A layer's condition number ranks what rounding it costs", SOURCE, results, findings)
 
