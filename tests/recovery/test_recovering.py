@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_every_grid_recovers_and_is_saved_to_the_bit(grid: str, method: str, net
     assert result.start is not None
     assert result.best is not None
     assert result.best < 0.95 * result.start
-    assert divergence(net, model, batches) < before
+    assert result.best < before
+    assert divergence(net, model, batches) == pytest.approx(result.best, rel=1e-5)  # it judged what is deployed
     path = gq.save(model, plan, tmp_path)
     assert path.stat().st_size == plan.bytes
     loaded = gq.load(tmp_path, small_net(seed=3))
@@ -162,6 +164,16 @@ def test_half_precision_products_recover_too_and_leave_everything_in_float32(net
     inputs = batches[0][0]
     assert models["bf16"](inputs).dtype == torch.float32
     assert not torch.equal(models["bf16"](inputs), models["float32"](inputs))
+
+
+@pytest.mark.parametrize(("units", "warned"), [({}, 1), ({"avx512_bf16": True}, 0), ({"amx_bf16": True}, 0)])
+def test_bf16_on_a_processor_without_units_for_it_warns(net, batches, monkeypatch, units, warned) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **units})
+    plan = gq.uniform_plan(net, "int2")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", UserWarning)
+        recover_(gq.quantize_(copy.deepcopy(net), plan, batches), plan, batches, steps=1, arithmetic="bf16")
+    assert sum("no units for bf16" in str(each.message) for each in seen) == warned
 
 
 def test_an_unknown_arithmetic_is_named(net, batches) -> None:

@@ -64,11 +64,17 @@ class LatentWeight(nn.Module):
         self._noting = False
 
     def steps(self) -> Tensor:
-        """Return the steps as they are now, in weight units, of the shape of the scales."""
+        """Return the steps as they are now, in weight units, of the shape of the scales.
+
+        They are numbers that their dtype holds, so that training and validation see the model that is deployed;
+        gradients pass that rounding straight through.
+        """
         if self.stretch is None:
             return self.scale
         # It is sharded outside of a forward under FSDP.
-        return self.scale * (1 + (whole(self.stretch) if is_sharded(self.stretch) else self.stretch))
+        moved = self.scale * (1 + (whole(self.stretch) if is_sharded(self.stretch) else self.stretch))
+        kind, now = SCALE_DTYPES[self.grid.scale_dtype], moved.detach()
+        return kind.load(kind.store(now.clamp(-kind.largest, kind.largest))) + (moved - now)
 
     def watch_(self, latent: Tensor) -> None:
         """Track oscillations from now on."""
@@ -111,12 +117,10 @@ class LatentWeight(nn.Module):
 
     @torch.no_grad()
     def finish(self, latent: Tensor) -> QuantizedMatrix:
-        """Return the codes of `latent`, and the steps as numbers that their dtype holds."""
+        """Return the codes of `latent` and the steps."""
         _, level = self.round(latent)
-        kind = SCALE_DTYPES[self.grid.scale_dtype]
-        scale = kind.load(kind.store(self.steps().clamp(-kind.largest, kind.largest)))
         zero = None if self.zero is None else self.zero.int()
-        return QuantizedMatrix(self.grid, self.grid.format.encode(self.site.matrix(level)), Scales(scale, zero))
+        return QuantizedMatrix(self.grid, self.grid.format.encode(self.site.matrix(level)), Scales(self.steps(), zero))
 
 
 def _highest(start: QuantizedMatrix) -> float:
