@@ -37,7 +37,7 @@ from torch import nn
 
 from common import RESULTS, parser, write_results
 from geoquant import Plan, diagnose, uniform_plan
-from geoquant.basin import THRESHOLDS, VERDICTS, Evidence, LossRise, Thresholds, decide
+from geoquant.basin import THRESHOLDS, VERDICTS, Evidence, LossRise, Thresholds, WalkSettings, decide
 from geoquant.cli.inputs import fast
 from geoquant.data import load_images
 from geoquant.data.text import TextSet, load_text
@@ -73,6 +73,9 @@ SETTINGS: dict[str, Any] = {
     "width_samples": 128,
     "seed": 0,
 }
+
+WALKS: dict[str, Any] = asdict(WalkSettings())
+"""How a diagnosis looks for codewords. Other settings diagnose anew, and keep what happened."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,7 @@ def predicted(case: Case, study: Study) -> dict[str, Any]:
         "constructive": asdict(found.constructive),
         "layers": list(found.layers),
         "candidates": finite([asdict(each) for each in found.candidates]),
+        "walks": WALKS,
         "average_bits": case.plan(study.model).average_bits,
         "cpu_seconds": time.process_time() - start,
     }
@@ -263,6 +267,8 @@ def run(case: Case, folder: Path) -> None:
     if path.exists():
         written = json.loads(path.read_text())
         document = written if written["key"] == key else document
+    if document.get("predicted", {}).get("walks") != WALKS:
+        document.pop("predicted", None)
     study = load_study(case.net, folder)
     for part, measure in (("predicted", predicted), ("happened", happened)):
         if part not in document:
