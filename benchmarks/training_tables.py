@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from common import RESULTS
 from geoquant.findings import StudyFindings
 from geoquant.study import STUDIES, gather
 from result_tables import Document, markdown
@@ -79,17 +79,17 @@ def few_bit_steps(document: Document) -> str:
     return markdown(["net", "float step, ms", "4-bit step × float", "measuring, share of time"], body)
 
 
-def few_bit_training(folder: Path) -> StudyFindings:
-    """Read what the committed cells of the study say."""
-    return gather(STUDIES["few-bit-training"], "laptop", folder)
+def laptop(study: str) -> StudyFindings:
+    """Read what the committed cells of a study say."""
+    return gather(STUDIES[study], "laptop", RESULTS / "studies")
 
 
-def few_bit_table(folder: Path, name: str) -> str:
-    """One table of the study, as its report has it."""
-    table = next(each for each in few_bit_training(folder).tables if each.name == name)
+def study_table(study: str, name: str) -> str:
+    """One table of a study, as its report has it."""
+    table = next(each for each in laptop(study).tables if each.name == name)
     return markdown(table.columns, [["" if value is None else f"{value}" for value in row] for row in table.rows])
 
 
-def few_bit_claims(folder: Path) -> str:
-    """Every claim of the study with its verdict."""
-    return markdown(["claim", "verdict"], [[each.claim, each.verdict] for each in few_bit_training(folder).claims])
+def study_claims(study: str) -> str:
+    """Every claim of a study with its verdict."""
+    return markdown(["claim", "verdict"], [[each.claim, each.verdict] for each in laptop(study).claims])

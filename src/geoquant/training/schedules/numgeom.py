@@ -8,9 +8,10 @@ F_j·b_j with
 
     Σ_j s_j²·V_j ≤ share² · Σ_i κ_i‖g_i‖²,
 
-the gradient's own energy in the same measure. (At a share of 1/√3 training was seen to stop helping,
-arXiv:2505.19115; that is for noise that stays, while here the probe is smaller than a minibatch, and part of its
-noise averages out.) Layers of few operations and of much noise get more bits, and all get more as the gradient gets
+the gradient's own energy in the same measure. The share is 1/√3, at which training was seen to stop helping
+(arXiv:2505.19115). That is for noise that stays, while here the probe is smaller than a minibatch and part of its noise
+averages out, so that more can be borne; with 0.8 small nets without norms lost nothing on validation images, a residual
+net 3 points. Layers of few operations and of much noise get more bits, and all get more as the gradient gets
 small beside the noise.
 
 Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
@@ -50,7 +51,7 @@ class NumGeom:
         optimizer: level of the optimizer's state.
     """
 
-    share: float = 0.8
+    share: float = 0.577
     every: int = 50
     start: int = 6
     least: int = 3
