@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from geoquant.study import trained as module
 from geoquant.study.trained import Recipe, kept_, trained
@@ -56,3 +57,19 @@ def test_weights_of_another_shape_are_not_loaded(tmp_path: Path) -> None:
     calls: list[int] = []
     kept_(torch.nn.Linear(3, 2), "one", lambda: calls.append(1), tmp_path)
     assert calls == [1]
+
+
+def test_tied_weights_are_kept_and_stay_tied(tmp_path: Path) -> None:
+    def tied() -> nn.ModuleDict:
+        net = nn.ModuleDict({"embedding": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+        net["head"].weight = net["embedding"].weight
+        return net
+
+    def refuse() -> None:
+        pytest.fail("trained again")
+
+    first, second = tied(), tied()
+    kept_(first, "tied", lambda: nn.init.ones_(first["head"].weight), tmp_path)
+    kept_(second, "tied", refuse, tmp_path)
+    assert second["head"].weight is second["embedding"].weight
+    assert torch.equal(second["head"].weight, torch.ones(5, 3))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from geoquant.data import ImageSet, load_images
@@ -150,16 +150,15 @@ def _read_(model: nn.Module, path: Path) -> float | None:
     try:
         with safe_open(path, "pt") as file:
             note: dict[str, Any] = json.loads((file.metadata() or {})["note"])
-        model.load_state_dict(load_file(path))
+        load_model(model, path)
         return float(note["seconds"])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
         return None  # absent, cut short, or of an older definition of the net
 
 
 def _write(model: nn.Module, seconds: float, path: Path) -> None:
-    state = {name: each.contiguous() for name, each in model.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary, {"note": json.dumps({"seconds": seconds})})
+        save_model(model, str(temporary), {"note": json.dumps({"seconds": seconds})})  # tied weights once
 
 
 @contextmanager
