@@ -29,7 +29,8 @@ def parser(description: str, name: str) -> argparse.ArgumentParser:
 
 def provenance(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say which command, code and versions made the numbers."""
-    parts = [Path(part).name if Path(part).exists() else part for part in sys.argv]  # no folder of one machine
+    own = [Path(part).is_absolute() or Path(part).exists() for part in sys.argv]  # no folder of one machine
+    parts = [Path(part).name if folder else part for part, folder in zip(sys.argv, own, strict=True)]
     command = shlex.join(["python", *parts])
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=HERE

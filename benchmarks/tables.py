@@ -24,7 +24,15 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / name
-        for name in ("results.md", "activations.md", "transforms.md", "language-models.md", "export.md", "training.md")
+        for name in (
+            "results.md",
+            "activations.md",
+            "transforms.md",
+            "language-models.md",
+            "export.md",
+            "training.md",
+            "studies.md",
+        )
     ),
 )
 BOUNDS = ("bounds", "bounds_cnn4", "bounds_resnet20")

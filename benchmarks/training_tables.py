@@ -18,15 +18,15 @@ def recovery(document: Document) -> str:
     for row in document["rows"]:
         spread = f" ± {row['spread']:.1f}" if row["seeds"] > 1 else ""
         asked = "" if row["target"] is None else f"{row['target']:.1f}"
-        vision = row["net"] == "ResNet-20"
+        vision, begun = row["net"] == "ResNet-20", row["method"] != "trained from random weights"
         body.append(
             [
                 f"{row['net']}, {row['scheme']}{', ' + row['variant'] if row['variant'] else ''}",
                 row["method"],
-                f"{row['accuracy_rounded']:.1f}",
+                f"{row['accuracy_rounded']:.1f}" if begun else "",
                 f"**{row['accuracy_result']:.1f}**{spread}" if vision else f"{row['accuracy_result']:.1f}{spread}",
                 asked,
-                f"{100 * row['lost_loss_recovered']:.0f} %",
+                f"{100 * row['lost_loss_recovered']:.0f} %" if begun else "",
                 f"{row['steps']:,}",
                 f"{row['cpu_minutes']:.0f}",
             ]
