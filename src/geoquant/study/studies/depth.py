@@ -20,6 +20,7 @@ from geoquant.study.declaration import PRESETS, Configuration, Preset, Study, re
 from geoquant.study.judging import Finding, judged, spread
 from geoquant.study.layers import ends_over_middle, layer_facts, rank_correlation, thirds
 from geoquant.study.results import Result, Results
+from geoquant.study.studies.bit_allocation import SOME_PHOTOGRAPHS
 
 RISING, ENDS = "Curvature-Guided Transformer Quantization", "Curvature-Guided Bit Allocation"
 APART = 0.25
@@ -29,7 +30,6 @@ AVERAGE = 3.5
 
 SMALL: dict[str, Any] = {"images": 3000, "epochs": 3, "calibration": 128, "test": 250}
 SOME: dict[str, Any] = {"images": 20_000, "epochs": 10, "calibration": 256, "test": 250}
-SOME_PHOTOGRAPHS: dict[str, Any] = {**SOME, "images": 8000, "epochs": 5}
 ALL: dict[str, Any] = {"images": None, "epochs": 60, "calibration": 1024, "test": 250}
 SIZES: dict[Preset, dict[str, Any]] = {"quick": SMALL, "laptop": SOME, "full": ALL}
 NETS = {
@@ -72,7 +72,8 @@ def _recipe(preset: Preset, net: str, data: str) -> dict[str, Any]:
     """Return how a net is trained and measured; at the scale of a laptop as in bit-allocation, which keeps the nets."""
     if net == "digits_cnn":
         return {**SIZES[preset], "images": None, "epochs": 20}
-    return SOME_PHOTOGRAPHS if preset == "laptop" and data == "cifar10" else SIZES[preset]
+    shared = ("images", "epochs") if preset == "laptop" and data == "cifar10" else ()
+    return {**SIZES[preset], **{name: SOME_PHOTOGRAPHS[name] for name in shared}}
 
 
 def _name(cell: Result) -> str:

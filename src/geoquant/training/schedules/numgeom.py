@@ -10,9 +10,8 @@ F_j·b_j with
 
 the gradient's own energy in the same measure. The share is 1/√3, at which training was seen to stop helping
 (arXiv:2505.19115). That is for noise that stays, while here the probe is smaller than a minibatch and part of its noise
-averages out, so that more can be borne; with 0.8 small nets without norms lost nothing on validation images, a residual
-net 3 points. Layers of few operations and of much noise get more bits, and all get more as the gradient gets
-small beside the noise.
+averages out, so that some nets bear more. Layers of few operations and of much noise get more bits, and all get more as
+the gradient gets small beside the noise.
 
 Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
 rounding is not mean-zero. It is a criterion for noise, not a proof of descent: that is
