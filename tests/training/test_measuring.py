@@ -64,11 +64,13 @@ def test_noise_is_what_rounding_one_layer_does_and_falls_with_the_squared_step()
         layers = list(run.layers.values())
         meter = Meter(model, layers, lambda: F.cross_entropy(model(batch[0]), batch[1]), 0)
         with run:
-            exact, rows = meter.noise(whole=True)
-        found[name] = torch.tensor([sum(rows[j]) for j in range(3)])
+            noise = meter.noise(whole=True)
+        found[name] = torch.tensor([sum(noise.rows[j]) for j in range(3)])
+        alone = found[name] * step_share(name.removeprefix("uniform:")) ** 2
+        assert 0.5 < sum(noise.together) / float(alone.sum()) < 2  # errors of layers are nearly independent
         assert run.operations.flops["forward"] == 0
     plain = torch.autograd.grad(F.cross_entropy(model(batch[0]), batch[1]), [m.module.weight for m in layers])
-    assert exact == pytest.approx([float(g.norm()) for g in plain], rel=1e-4)
+    assert noise.exact == pytest.approx([float(g.norm()) for g in plain], rel=1e-4)
     shares = {name: step_share(name.removeprefix("uniform:")) ** 2 for name in found}
     assert (found["uniform:int6"] * shares["uniform:int6"] > 2 * found["uniform:int8"] * shares["uniform:int8"]).all()
 
@@ -96,3 +98,26 @@ def test_without_a_call_or_logits_the_probe_says_so():
     last.remember(model, (torch.zeros(2, 3),), {})
     with pytest.raises(ModelError, match="logits"):
         last()
+
+
+def test_noise_is_seen_through_the_batch_statistics_of_training_and_leaves_no_trace():
+    """Behind a batch norm a weight's length does not matter, so its gradient has no part along the weight."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))
+    frozen = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8).eval(), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.randn(32, 6), torch.randint(0, 3, (32,))
+    along = []
+    for net in (model.train(), frozen):
+        run = adaptive(net, optimizer_of(net), "uniform:int6")
+        meter = Meter(net, list(run.layers.values()), lambda net=net: F.cross_entropy(net(x), y), 0)
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        with run:
+            gradient = meter.gradients(())[0]
+            assert torch.equal(gradient, meter.gradients(())[0])  # no dropout
+        along.append(
+            float(
+                (gradient * meter.weights[0].detach()).sum().abs() / gradient.norm() / meter.weights[0].detach().norm()
+            )
+        )
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert along[0] < 1e-3 < along[1]

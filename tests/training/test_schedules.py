@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from geoquant.bounds import coupled_rule
 from geoquant.errors import GeoquantError, UnknownNameError
 from geoquant.training import COARSE, FINE, SCHEDULES, LayerFacts, LayerPrecision, Moment, adaptive, make_schedule
+from geoquant.training.adaptive import AdaptivePrecision
+from geoquant.training.measuring import MeasuredNoise
 from geoquant.training.numerics import level, step_share
 from geoquant.training.schedules import Combined, CurvatureOnly, Cyclic, GradientOnly, NumGeom, Seed18, Sound
 from geoquant.training.schedules.numgeom import cheapest
@@ -172,21 +174,43 @@ def test_cheapest_keeps_within_the_noise_and_is_near_the_best(seed: int):
     assert cost(found) <= 1.35 * min(map(cost, within))
 
 
-def test_numgeom_gives_more_bits_to_noise_curvature_and_few_operations():
-    def at(**more: Any) -> dict[str, int]:
-        rows = {"a": (1.0, 0.0), "b": (0.0, 1.0)}
-        layers = {
-            name: LayerFacts(100, more.get(f"flops_{name}", 1e6), 1.0, 1.0, 1.0, more.get(f"curvature_{name}", 1.0),
-                             1.0, tuple(more.get(f"noise_{name}", 1.0) * x for x in row))
-            for name, row in rows.items()
-        }  # fmt: skip
-        return bits(NumGeom(share=0.2), moment(layers))
+def two_layers(**more: float) -> dict[str, LayerFacts]:
+    """Return layers a and b whose rounding disturbs their own gradients alone."""
+    rows = {"a": (1.0, 0.0), "b": (0.0, 1.0)}
+    return {
+        name: LayerFacts(100, more.get(f"flops_{name}", 1e6), 1.0, 1.0, 1.0, more.get(f"curvature_{name}", 1.0),
+                         more.get(f"share_{name}", 1.0), tuple(more.get(f"noise_{name}", 1.0) * x for x in row))
+        for name, row in rows.items()
+    }  # fmt: skip
+
+
+def test_numgeom_gives_more_bits_to_noise_and_few_operations():
+    def at(**more: float) -> dict[str, int]:
+        return bits(NumGeom(share=0.2), moment(two_layers(**more)))
 
     even = at()
     assert even["a"] == even["b"]
     assert at(noise_a=30.0)["a"] > even["a"]
-    assert at(curvature_a=100.0)["a"] > at(curvature_a=100.0)["b"]
     assert at(flops_a=1e3)["a"] > at(flops_a=1e3)["b"]
+    assert at(curvature_a=100.0) == even
+
+
+def test_numgeom_takes_every_layer_by_its_own_gradient_and_the_curved_one_by_its_curvature():
+    """Scaling a ReLU network's layer up and the next one down changes gradients, errors and κ, and no function."""
+    facts = two_layers(noise_a=4.0, share_a=0.8, share_b=0.6)
+    scaled = two_layers(noise_a=4.0 * 9, share_a=0.8 * 3, curvature_a=9.0, share_b=0.6 / 3, noise_b=1 / 9)
+    own, curved = NumGeom(share=0.1), NumGeom(share=0.1, curved=True)
+    assert bits(own, moment(facts)) == bits(own, moment(scaled))
+    assert bits(curved, moment(facts)) != bits(curved, moment(scaled))
+    sharp = bits(curved, moment(two_layers(curvature_a=100.0)))
+    assert sharp["a"] > sharp["b"]
+    assert curved.needs == {"noise", "curvature"}
+    assert NumGeom().needs == {"noise"}
+
+
+def test_a_layer_without_a_gradient_does_not_ask_for_bits():
+    dead = two_layers(share_a=0.0, noise_a=0.0)
+    assert bits(NumGeom(), moment(dead))["a"] == NumGeom().least
 
 
 def test_numgeom_raises_bits_with_the_relative_noise():
@@ -201,17 +225,34 @@ def test_numgeom_raises_bits_with_the_relative_noise():
 
 def test_noise_is_compared_with_the_gradient_of_its_own_time():
     """Layers take turns at being measured; a gradient that shrinks a hundredfold meanwhile must not look noisy."""
+    run, rows, together = measured_run()
+    before = run.moment().layers
+    for turn in range(30):  # everything is 10⁻² of what it was, errors (squared) 10⁻⁴
+        row = [1e-4 * value for value in rows[turn % 3]]
+        run._facts.set_noise(MeasuredNoise([1e-2] * 3, {turn % 3: row}, [1e-4 * each for each in together]))
+    for name, facts in run.moment().layers.items():
+        assert facts.noise == pytest.approx(before[name].noise)
+        assert facts.gradient_share == pytest.approx(3**-0.5)
+
+
+def test_what_all_layers_do_together_levels_what_was_measured_long_ago():
+    run, _, together = measured_run()
+    before = run.moment().layers
+    for _ in range(20):  # only the first layer is looked at, but all gradients get a hundred times as noisy
+        run._facts.set_noise(MeasuredNoise([1.0] * 3, {0: [100.0, 0.0, 0.0]}, [100 * each for each in together]))
+    for name, facts in run.moment().layers.items():
+        assert facts.noise == pytest.approx([100 * each for each in before[name].noise], rel=0.01)
+
+
+def measured_run() -> tuple[AdaptivePrecision, dict[int, list[float]], list[float]]:
+    """Return a run with a first measurement, each layer disturbing itself, and what that was."""
     model = conv_net()
     run = adaptive(model, optimizer_of(model), "numgeom")
     run._facts.see(torch.ones(3))
     rows = {0: [1.0, 0.0, 0.0], 1: [0.0, 1.0, 0.0], 2: [0.0, 0.0, 1.0]}
-    run._facts.set_noise([1.0, 1.0, 1.0], rows)
-    before = run.moment().layers
-    for turn in range(30):  # everything is 10⁻² of what it was, errors (squared) 10⁻⁴
-        run._facts.set_noise([1e-2] * 3, {turn % 3: [1e-4 * value for value in rows[turn % 3]]})
-    for name, facts in run.moment().layers.items():
-        assert facts.noise == pytest.approx(before[name].noise)
-        assert facts.gradient_share == pytest.approx(3**-0.5)
+    together = [step_share(precision.weights) ** 2 for precision in run.assignment.values()]
+    run._facts.set_noise(MeasuredNoise([1.0, 1.0, 1.0], rows, together))
+    return run, rows, together
 
 
 def test_names_and_options_are_checked():

@@ -29,7 +29,7 @@ from geoquant.models import select
 from geoquant.training.accounting import BitOperations, summed
 from geoquant.training.facts import Facts
 from geoquant.training.log import Change, Log
-from geoquant.training.measuring import LastBatch, Loss, Meter, suspended
+from geoquant.training.measuring import LastBatch, Loss, MeasuredNoise, Meter, suspended
 from geoquant.training.noise import Noise
 from geoquant.training.numerics import Rounding, level
 from geoquant.training.optimizer_state import Update, flops_per_weight, local, round_state_, state_bits
@@ -152,8 +152,9 @@ class AdaptivePrecision:
             columns = self._meter.curvature(WHOLE in agenda or self._facts.coupling is None)
             self._facts.set_curvature({j: agreed(column) for j, column in columns.items()})
         if NOISE in agenda:
-            exact, rows = self._meter.noise(whole=self._facts.noise is None)
-            self._facts.set_noise(agreed(exact), {j: agreed(row) for j, row in rows.items()})
+            found = self._meter.noise(whole=self._facts.noise is None)
+            rows = {j: agreed(row) for j, row in found.rows.items()}
+            self._facts.set_noise(MeasuredNoise(agreed(found.exact), rows, agreed(found.together)))
 
     @contextmanager
     def float32(self) -> Iterator[None]:

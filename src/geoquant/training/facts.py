@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from geoquant.training.measuring import MeasuredNoise
+from geoquant.training.numerics import step_share
 from geoquant.training.optimizer_state import local
 from geoquant.training.products import LowPrecisionLayer
 from geoquant.training.ranks import agreed, is_sharded
@@ -62,26 +64,38 @@ class Facts:
                 self.coupling[i][j] = value
         self._complete_initial()
 
-    def set_noise(self, exact: list[float], rows: dict[int, list[float]]) -> None:
-        """Take ‖∇f_i‖ and rows of noise into their means, relative to this measurement's whole gradient.
+    def set_noise(self, found: MeasuredNoise) -> None:
+        """Take a measurement into the means, relative to its own whole gradient.
 
-        Layers take turns, and gradients shrink meanwhile: only what is relative can be compared.
+        Layers take turns, and gradients shrink meanwhile: only what is relative can be compared. What rounding all
+        layers together did to a gradient then sets the level of what each of them is believed to do to it: in a deep
+        net most of that is from long ago.
         """
-        energy = sum(value**2 for value in exact)
+        energy = sum(value**2 for value in found.exact)
         if energy == 0:
             return
-        shares = [value**2 / energy for value in exact]
+        shares = [value**2 / energy for value in found.exact]
         if self.noise is None:
-            self._shares, self.noise = shares, [[0.0] * len(exact) for _ in self._layers]
-            self._blend(rows, energy, 0.0)
+            self._shares, self.noise = shares, [[0.0] * len(found.exact) for _ in self._layers]
+            self._blend(found.rows, energy, 0.0)
         else:
             self._shares = _mixed(self._shares or shares, shares, KEPT)
-            self._blend(rows, energy, KEPT)
+            self._blend(found.rows, energy, KEPT)
+        self._level([error / energy for error in found.together])
 
     def _blend(self, rows: dict[int, list[float]], energy: float, kept: float) -> None:
         assert self.noise is not None
         for j, row in rows.items():
             self.noise[j] = _mixed(self.noise[j], [value / energy for value in row], kept)
+
+    def _level(self, together: list[float]) -> None:
+        assert self.noise is not None
+        squares = [step_share(layer.precision.level("forward")) ** 2 for layer in self._layers]
+        for i, seen in enumerate(together):
+            believed = sum(row[i] * square for row, square in zip(self.noise, squares, strict=True))
+            if believed > 0 and seen > 0:
+                for row in self.noise:
+                    row[i] *= (seen / believed) ** (1 - KEPT)
 
     def coupling_matrix(self) -> tuple[tuple[float, ...], ...] | None:
         """Return the coupling as a frozen value."""

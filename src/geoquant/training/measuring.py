@@ -5,19 +5,22 @@ gradient of all layers, gradients for what rounding one layer does to them. Laye
 measurement, so that measuring costs the same in a deep net; curvature is a power iteration that goes on from turn to
 turn.
 
-Measured in eval mode (batch norm and dropout are fixed functions) and in float32; gradients in ``.grad`` are not
-touched.
+Measured in float32 and without dropout; gradients in ``.grad`` and running statistics are not touched. For curvature
+batch norm is the fixed function of evaluation. For noise it normalizes by the batch, as training does: that makes a
+layer's gradient small beside its errors, and looking at the fixed function would miss it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from geoquant.errors import ModelError
 from geoquant.geometry.hvp import scalar_product
@@ -59,6 +62,17 @@ def uncounted(layers: Sequence[LowPrecisionLayer]) -> Iterator[None]:
             layer.count = count
 
 
+@contextmanager
+def fixed_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave running statistics, and torch's generator, as they were."""
+    kept = [buffer.clone() for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[]):
+        yield
+    with torch.no_grad():
+        for buffer, old in zip(model.buffers(), kept, strict=True):
+            buffer.copy_(old)
+
+
 class LastBatch:
     """Remembers the first samples of what the model was last called with, and has a loss for them without labels.
 
@@ -96,8 +110,28 @@ class LastBatch:
         return F.cross_entropy(rows, labels.view(-1).to(rows.device))
 
 
+def _squared_errors(low: Sequence[Tensor], exact: Sequence[Tensor]) -> list[float]:
+    return [float((a - b).norm()) ** 2 for a, b in zip(low, exact, strict=True)]
+
+
 def _first(value: Any) -> Any:
     return value[:SAMPLES].detach() if isinstance(value, Tensor) and value.dim() else value
+
+
+@dataclass(frozen=True)
+class MeasuredNoise:
+    """What rounding does to the probe's gradients.
+
+    Attributes:
+        exact: (layers,) ‖∇f_i‖ in float32.
+        rows: layer j → (layers,) squared errors of the gradients when j is rounded alone, divided by its squared
+            `step_share`, so that they hold for any level.
+        together: (layers,) squared errors when all layers are in their bits, as they are now.
+    """
+
+    exact: list[float]
+    rows: dict[int, list[float]]
+    together: list[float]
 
 
 class Meter:
@@ -139,12 +173,8 @@ class Meter:
         self.column, self.measured = (columns[-1] + 1) % len(moves), True
         return found
 
-    def noise(self, whole: bool) -> tuple[list[float], dict[int, list[float]]]:
-        """Return (‖∇f_i‖)_i, and for layers j, all or the next in turn, the squared errors in each layer's gradient.
-
-        Errors are those of rounding layer j alone, divided by its squared `step_share`, so that they hold for any
-        level.
-        """
+    def noise(self, whole: bool) -> MeasuredNoise:
+        """Round layers alone, all of them or the next in turn, and then all together."""
         exact = self.gradients(())
         turns = range(len(self.layers)) if whole else [self.rounded % len(self.layers)]
         rows = {}
@@ -153,18 +183,21 @@ class Meter:
             kept = layer.precision
             layer.precision = kept if not kept.exact else LayerPrecision.of("int8")
             try:
-                low = self.gradients((layer,))
                 share = step_share(layer.precision.level("forward"))
+                rows[j] = [error / share**2 for error in _squared_errors(self.gradients((layer,)), exact)]
             finally:
                 layer.precision = kept
-            rows[j] = [float((a - b).norm() / share) ** 2 for a, b in zip(low, exact, strict=True)]
         self.rounded = (turns[-1] + 1) % len(self.layers)
-        return [float(g.norm()) for g in exact], rows
+        together = _squared_errors(self.gradients(self.layers), exact)
+        return MeasuredNoise([float(g.norm()) for g in exact], rows, together)
 
     def gradients(self, low: Sequence[LowPrecisionLayer]) -> Sequence[Tensor]:
         """Return the probe's gradients with the layers `low` in few bits as they are now, the others exact."""
         others = [layer for layer in self.layers if layer not in low]
-        with self._studied(others), uncounted(low), self._repeatable():
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm) and module.training]
+        with self._studied(others), uncounted(low), self._repeatable(), fixed_buffers(self.model):
+            for norm in norms:
+                norm.train()
             found = torch.autograd.grad(self.probe(), self.weights, allow_unused=True)
         return [torch.zeros_like(w) if g is None else g for w, g in zip(self.weights, found, strict=True)]
 

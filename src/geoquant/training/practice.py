@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from geoquant.bounds import coupled_rule, own_layer_rule
 from geoquant.training.adaptive import AdaptivePrecision
+from geoquant.training.measuring import fixed_buffers
 from geoquant.training.noise import Noise
 from geoquant.training.numerics import level, round_rows
 
@@ -52,7 +53,7 @@ class Practice:
         """
         layers = list(precision.layers.values())
         low = [layer.weight.grad for layer in layers]
-        with precision.float32(), _fixed_buffers(precision.model):
+        with precision.float32(), fixed_buffers(precision.model):
             before = loss()
             found = torch.autograd.grad(before, [layer.weight for layer in layers], allow_unused=True)
         exact = [torch.zeros_like(layer.weight) if g is None else g for layer, g in zip(layers, found, strict=True)]
@@ -60,7 +61,7 @@ class Practice:
         ratio = float(_norm(errors) / _norm(exact).clamp(min=1e-30))
         self._compare_rules(precision, exact)
         yield
-        with torch.no_grad(), precision.float32(), _fixed_buffers(precision.model):
+        with torch.no_grad(), precision.float32(), fixed_buffers(precision.model):
             rose = float(loss()) > float(before.detach())
         self.ratios.append(ratio)
         (self.promised if ratio < 1 else self.unpromised)[rose] += 1
@@ -94,14 +95,3 @@ class Practice:
 def _norm(tensors: list[Tensor]) -> Tensor:
     total: Tensor = torch.stack([each.detach().norm() for each in tensors]).norm()
     return total
-
-
-@contextmanager
-def _fixed_buffers(model: nn.Module) -> Iterator[None]:
-    """Leave running statistics, and torch's generator, as they were."""
-    kept = [buffer.clone() for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        yield
-    with torch.no_grad():
-        for buffer, old in zip(model.buffers(), kept, strict=True):
-            buffer.copy_(old)

@@ -1,17 +1,20 @@
 """What is the cheapest precision whose noise training does not notice?
 
-A step with a wrong gradient, θ⁺ = θ − η(∇f + e), changes the loss by −η‖∇f‖² + (η²/2)·(∇f + e)ᵀH(∇f + e) on average
-over mean-zero errors e, so what rounding adds is (η²/2)·eᵀHe: noise counts where the loss is curved. Rounding layer j
-to steps of size s_j adds s_j²·V_j, with V_j = Σ_i κ_i‖e_i‖² measured by rounding that layer alone on a small batch,
-which sees every way its errors take through forward and backward. The schedule spends the fewest bit-operations Σ_j
-F_j·b_j with
+A layer learns while its gradient is not drowned in noise. Rounding layer j to steps of size s_j adds s_j²·V_ji to the
+squared error of layer i's gradient, with V_ji measured by rounding layer j alone on a small batch, which sees every way
+its errors take through forward and backward. The schedule spends the fewest bit-operations Σ_j F_j·b_j with
 
-    Σ_j s_j²·V_j ≤ share² · Σ_i κ_i‖g_i‖²,
+    mean_i (Σ_j s_j²·V_ji) / ‖g_i‖² ≤ share².
 
-the gradient's own energy in the same measure. The share is 1/√3, at which training was seen to stop helping
-(arXiv:2505.19115). That is for noise that stays, while here the probe is smaller than a minibatch and part of its noise
-averages out, so that some nets bear more. Layers of few operations and of much noise get more bits, and all get more as
-the gradient gets small beside the noise.
+Every layer's noise is taken against its own gradient: a ReLU network computes the same when one layer is scaled up and
+the next one down, so precision should not change either, and it does not. The share is 1/√3, at which training was seen
+to stop helping (arXiv:2505.19115). That is for noise that stays, while here the probe is smaller than a minibatch and
+part of its noise averages out, so that some nets bear more. Layers of few operations and of much noise get more bits,
+and all get more as gradients get small beside the noise.
+
+With `curved` noise is summed over layers before it is compared, weighed by their curvature κ_i: a step with a wrong
+gradient, θ⁺ = θ − η(∇f + e), changes the loss by (η²/2)·eᵀHe more than an exact one, on average over mean-zero errors
+e. That is right for the next step; over many it starves layers of small gradients, which have to learn too.
 
 Where the answer stops: noise is taken as independent between layers and proportional to the squared step; forward
 rounding is not mean-zero. It is a criterion for noise, not a proof of descent: that is
@@ -31,6 +34,7 @@ from geoquant.training.schedules.protocol import (
     NOISE,
     NOTHING,
     SCHEDULES,
+    LayerFacts,
     Moment,
     Proposal,
 )
@@ -46,7 +50,7 @@ class NumGeom:
         every: steps between decisions; each rounds one layer alone, the first every layer.
         start: bits before anything was measured.
         least: bits that no layer goes below.
-        curved: weigh noise by the layers' curvature; without it by nothing.
+        curved: weigh noise by the layers' curvature instead of by their own gradients.
         optimizer: level of the optimizer's state.
     """
 
@@ -54,7 +58,7 @@ class NumGeom:
     every: int = 50
     start: int = 6
     least: int = 3
-    curved: bool = True
+    curved: bool = False
     optimizer: str = FLOAT
     levels: tuple[str, ...] = FINE
     patience: int = 2
@@ -75,7 +79,7 @@ class NumGeom:
         if any(one.noise is None or one.gradient_share is None for one in facts.values()):
             first = LayerPrecision.of(next_level(self.levels, self.start), None, self.optimizer)
             return dict.fromkeys(facts, Proposal(first, "nothing measured yet"))
-        weights = [one.curvature or 0.0 if self.curved else 1.0 for one in facts.values()]
+        weights = [self._weight(one) for one in facts.values()]
         energy = sum(k * (one.gradient_share or 0.0) ** 2 for k, one in zip(weights, facts.values(), strict=True))
         noise = {name: sum(k * e for k, e in zip(weights, one.noise or (), strict=True)) for name, one in facts.items()}
         menu = tuple(name for name in self.levels if level(name).bits >= self.least)
@@ -90,6 +94,11 @@ class NumGeom:
             )
             for name in facts
         }
+
+    def _weight(self, layer: LayerFacts) -> float:
+        if self.curved:
+            return layer.curvature or 0.0
+        return 1 / layer.gradient_share**2 if layer.gradient_share else 0.0
 
 
 def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, menu: tuple[str, ...]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from geoquant.data import load_images
 from geoquant.evaluation import evaluate
@@ -34,6 +34,8 @@ def run(configuration: Mapping[str, Any]) -> dict[str, Any]:
     inputs, labels, judged = _data(configuration)
     torch.manual_seed(configuration["seed"])
     model = ZOO[configuration["net"]]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if "start" in configuration:
+        _draw_weights_(model, configuration["start"])
     how = "nearest" if configuration["rounding"] == "nearest" else "stochastic"
     settings = Settings(
         configuration["method"],
@@ -69,6 +71,16 @@ def schedule_of(configuration: Mapping[str, Any]) -> Schedule:
     if configuration["method"].partition(":")[0] in ADAPTIVE:
         options["levels"] = COARSE if configuration["levels"] == "coarse" else FINE
     return make_schedule(configuration["method"], **options)
+
+
+@torch.no_grad()
+def _draw_weights_(model: nn.Module, start: str) -> None:
+    """Draw the weights of linear layers and convolutions by an initializer of torch for ReLU; biases start at 0."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            getattr(nn.init, f"{start}_")(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                module.bias.zero_()
 
 
 def _data(configuration: Mapping[str, Any]) -> tuple[Tensor, Tensor, Any]:
