@@ -165,6 +165,10 @@ def bad(tmp_path: Path) -> dict[str, tuple[list[str], str]]:
         "cut plan": (["quantize", MODEL, "--plan", str(tmp_path / "plan.json"), *common[4:]], "not a complete JSON"),
         "no layers": (["profile", "torch.nn:ReLU", *common], "quantizable"),
         "not an artifact": (["evaluate", str(tmp_path), "--model", MODEL, *common[:4]], "model.safetensors"),
+        "no such folder": (
+            ["evaluate", str(tmp_path / "none"), "--model", MODEL, *common[:4]],
+            "no folder that `quantize`",
+        ),
         "no budget": (["quantize", MODEL, *common], "needs a limit"),
         "tiny budget": (["quantize", MODEL, *common, "--bytes", "10"], "smallest possible plan"),
         "other data": (["evaluate", "geoquant.models.zoo:mlp3_mnist", "--data", "digits"], "fails on the first batch"),
@@ -185,6 +189,7 @@ CASES = [
     "cut plan",
     "no layers",
     "not an artifact",
+    "no such folder",
     "no budget",
     "tiny budget",
     "other data",

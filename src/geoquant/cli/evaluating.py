@@ -77,6 +77,10 @@ def evaluate_command(
     folder = Path(target)
     is_artifact = folder.name.endswith(".safetensors") or (folder.is_dir() and not is_pretrained_folder(folder))
     pretrained = is_pretrained_folder(model or target)
+    if model is not None and not is_artifact:
+        raise typer.BadParameter(
+            f"{target} is no folder that `quantize` wrote; name one, or leave out --model to evaluate a float model"
+        )
     if is_artifact:
         _check_told(target, model, is_spec(data) or pretrained or weights is not None or normalize is not None)
     results: dict[str, Evaluation] = {}

@@ -140,7 +140,7 @@ def run_document(run: TrainingRun, settings: Settings, accuracy: float) -> Json:
 
 def run_text(run: TrainingRun, document: Json) -> str:
     """Show the layers at the end, the cost, and what was predicted."""
-    rows = [("layer", "forward", "backward", "state", "changes", "last reason")]
+    rows = [("layer", "forward", "backward", "state", "changes", "why it changed last")]
     for name, now in run.precision.assignment.items():
         changes = [change for change in run.precision.log.changes if change.layer == name]
         rows.append((name, now.level("forward"), now.gradients, now.state, str(len(changes) - 1), changes[-1].reason))
