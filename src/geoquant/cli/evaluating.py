@@ -26,6 +26,7 @@ from geoquant.cli.inputs import (
     show,
 )
 from geoquant.downstream import evaluate_tasks
+from geoquant.errors import FileFormatError
 from geoquant.evaluation import Evaluation, evaluate
 from geoquant.export import WEIGHTS_FILE, load
 from geoquant.importing import is_spec
@@ -78,7 +79,7 @@ def evaluate_command(
     is_artifact = folder.name.endswith(".safetensors") or (folder.is_dir() and not is_pretrained_folder(folder))
     pretrained = is_pretrained_folder(model or target)
     if model is not None and not is_artifact:
-        raise typer.BadParameter(
+        raise FileFormatError(
             f"{target} is no folder that `quantize` wrote; name one, or leave out --model to evaluate a float model"
         )
     if is_artifact:
