@@ -66,11 +66,13 @@ def uncounted(layers: Sequence[LowPrecisionLayer]) -> Iterator[None]:
 def fixed_buffers(model: nn.Module) -> Iterator[None]:
     """Leave running statistics, and torch's generator, as they were."""
     kept = [buffer.clone() for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[]):
-        yield
-    with torch.no_grad():
-        for buffer, old in zip(model.buffers(), kept, strict=True):
-            buffer.copy_(old)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, old in zip(model.buffers(), kept, strict=True):
+                buffer.copy_(old)
 
 
 class LastBatch:

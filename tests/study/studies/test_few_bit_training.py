@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from geoquant.study.results import Result, Results
+from geoquant.study.studies.few_bit_training import cells
 from geoquant.study.studies.few_bit_training.cells import run
 from geoquant.study.studies.few_bit_training.drawing import frontier
 from geoquant.study.studies.few_bit_training.practice import (
@@ -26,6 +28,7 @@ from geoquant.study.studies.few_bit_training.reading import (
     low_early,
     numgeom_succeeds,
 )
+from geoquant.training.run import train_
 
 CELL: dict[str, Any] = {
     "net": "digits_cnn",
@@ -65,6 +68,22 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert [one[name] for name in ("accuracy", "rows", "bit_operations")] == [
         other[name] for name in ("accuracy", "rows", "bit_operations")
     ]
+
+
+def test_weights_start_as_the_cell_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+
+    def watched(model: torch.nn.Module, *rest: Any) -> Any:
+        seen.append(model.features[3].weight.detach().clone())  # type: ignore[index, union-attr]
+        return train_(model, *rest)
+
+    monkeypatch.setattr(cells, "train_", watched)
+    for start in ({}, {"start": "kaiming_normal"}):
+        run({**CELL, "method": "float32", "epochs": 1, **start})
+    torchs, kaiming = seen
+    fan_in = kaiming[0].numel()
+    assert float(kaiming.std()) == pytest.approx((2 / fan_in) ** 0.5, rel=0.05)  # He et al., arXiv:1502.01852
+    assert float(torchs.std()) == pytest.approx((1 / 3 / fan_in) ** 0.5, rel=0.05)
 
 
 def made(method: str, accuracy: float, cost: float, levels: str = "coarse", **metrics: Any) -> Result:
