@@ -21,6 +21,9 @@ HISTOGRAM = (
     ("numgeom", "fine", "stochastic"),
 )
 
+SHOWN = (("seed18", "coarse"), ("numgeom", "fine"))
+"""Whose precision is drawn over time: the source's schedule as written, and geoquant's."""
+
 Draw = Callable[[Results], Figure | None]
 
 
@@ -98,11 +101,11 @@ def _first(results: Results, place: int, method: str, levels: str) -> Result | N
     return next(iter(runs(results, results.values("net")[place], method, levels)), None)
 
 
-def over_time(place: int) -> Draw:
-    """Draw loss, gradient norm and mean precision of geoquant's schedule over the steps of one run."""
+def over_time(place: int, method: str, levels: str) -> Draw:
+    """Draw loss, gradient norm, curvature where it was measured, and mean precision over the steps of one run."""
 
     def figure(results: Results) -> Figure | None:
-        cell = _first(results, place, "numgeom", "fine")
+        cell = _first(results, place, method, levels)
         if cell is None:
             return None
         steps = tuple(float(row["step"]) for row in cell.rows)
@@ -114,15 +117,15 @@ def over_time(place: int) -> Draw:
         )
         bits = [row["bits"] for row in cell.rows]
         return Figure(
-            f"over-time-{place + 1}",
+            f"over-time-{method}-{place + 1}",
             "lines",
-            f"Gradient, curvature and precision over training: {name_of(results, cell['net'])}",
+            f"What precision follows over training, {label(method, levels)}: {name_of(results, cell['net'])}",
             "step",
-            "loss and gradient norm, curvature, mean forward bits",
+            "each in its own unit",
             series,
             f"Lines over the steps of one run; mean precision goes from {bits[0]:.1f} to {bits[-1]:.1f} bits.",
             log_y=True,
-            note=f"{label('numgeom', 'fine')}, one run.",
+            note="Loss in nats, norm of the gradient, largest curvature of a layer, mean forward bits. One run.",
         )
 
     return figure
@@ -188,8 +191,8 @@ def curvature(results: Results) -> Figure:
 
 FIGURES: tuple[Draw, ...] = (
     *(frontier(place) for place in range(PLACES)),
-    *(schedule(place, *row) for place in range(PLACES) for row in (("seed18", "coarse"), ("numgeom", "fine"))),
-    *(over_time(place) for place in range(PLACES)),
+    *(schedule(place, *row) for place in range(PLACES) for row in SHOWN),
+    *(over_time(place, *row) for place in range(PLACES) for row in SHOWN),
     histogram,
     curvature,
 )
