@@ -174,6 +174,21 @@ def test_cheapest_keeps_within_the_noise_and_is_near_the_best(seed: int):
     assert cost(found) <= 1.35 * min(map(cost, within))
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000))
+def test_answers_to_more_noise_never_take_bits_from_a_layer(seed: int):
+    rng = np.random.default_rng(seed)
+    noise, flops = (dict(enumerate(each)) for each in np.exp(rng.normal(0, 2, (2, 5))))
+    plans = [cheapest(noise, flops, allowed, MENU) for allowed in (3.0, 1.0, 0.3, 0.1, 0.03)]
+    for few, many in itertools.pairwise(plans):
+        assert all(level(few[layer]).bits <= level(many[layer]).bits for layer in few)
+
+
+@pytest.mark.parametrize(("noise", "allowed"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0)])
+def test_what_cannot_be_weighed_gets_the_most_bits(noise: float, allowed: float):
+    assert cheapest({"a": noise, "b": 1.0}, {"a": 1.0, "b": 1.0}, allowed, MENU) == {"a": "int8", "b": "int8"}
+
+
 def two_layers(**more: float) -> dict[str, LayerFacts]:
     """Return layers a and b whose rounding disturbs their own gradients alone."""
     rows = {"a": (1.0, 0.0), "b": (0.0, 1.0)}

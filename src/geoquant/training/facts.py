@@ -72,7 +72,7 @@ class Facts:
         net most of that is from long ago.
         """
         energy = sum(value**2 for value in found.exact)
-        if energy == 0:
+        if not 0 < energy < math.inf:
             return
         shares = [value**2 / energy for value in found.exact]
         if self.noise is None:

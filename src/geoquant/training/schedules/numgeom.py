@@ -2,7 +2,7 @@
 
 A layer learns while its gradient is not drowned in noise. Rounding layer j to steps of size s_j adds s_j²·V_ji to the
 squared error of layer i's gradient, with V_ji measured by rounding layer j alone on a small batch, which sees every way
-its errors take through forward and backward. The schedule spends the fewest bit-operations Σ_j F_j·b_j with
+its errors take through forward and backward. The schedule spends few bit-operations Σ_j F_j·b_j with
 
     mean_i (Σ_j s_j²·V_ji) / ‖g_i‖² ≤ share².
 
@@ -105,7 +105,11 @@ def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, m
     """Return a level per layer with Σ noise·step² ≤ allowed and few Σ flops·bits, by steps of best value.
 
     Starts everywhere at the first of `menu` and takes, again and again, the step up that removes most noise per
-    bit-operation. Where not even the last level is enough, all layers get it.
+    bit-operation. Where not even the last level is enough, or noise is not finite, all layers get it.
+
+    Not the exact optimum (`geoquant.allocation.cheapest_within`), for a reason: answers to a little more and a little
+    less noise are nested here, while optima are unlike each other. Bits that are given at once and taken back late
+    would add up over them.
 
     >>> cheapest({"big": 1.0, "small": 1.0}, {"big": 100.0, "small": 1.0}, 0.03, ("int3", "int4", "int8"))
     {'big': 'int4', 'small': 'int8'}
@@ -122,7 +126,7 @@ def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, m
         gain = noise[name] * (squares[place] - squares[place + 1])
         return gain / ((flops[name] + 1e-9) * (bits[place + 1] - bits[place]))
 
-    while spent() > allowed:
+    while not spent() <= allowed:
         open_ones = [name for name, place in chosen.items() if place + 1 < len(menu)]
         if not open_ones:
             break
