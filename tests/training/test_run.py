@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from torch import nn
 
 from geoquant.errors import DataError, FileFormatError
 from geoquant.rates import one_cycle
-from geoquant.training import adaptive
+from geoquant.training import adaptive, make_schedule
 from geoquant.training.checkpoint import load_checkpoint_, save_checkpoint
 from geoquant.training.practice import Practice
 from geoquant.training.run import CHECKPOINT, Settings, _order, train_
@@ -159,3 +161,33 @@ def test_practice_leaves_running_statistics_alone():
             optimizer.step()
         assert torch.equal(before, model.norm.running_mean)
         assert sum(practice.promised) + sum(practice.unpromised) == 1
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e12, 1e25, 1e38])
+@pytest.mark.parametrize("name", ["numgeom", "sound", "seed18", "combined", "curvature", "gradient", "uniform:int4"])
+def test_a_run_that_blows_up_goes_on_to_its_end(name: str, scale: float):
+    """Weights that grow past float32 make curvature, noise and losses no numbers; nothing may stop for that."""
+    model, batches = conv_net(), image_batches(6)
+    optimizer, practice = optimizer_of(model), Practice()
+    pace = {} if name.startswith("uniform") else {"curvature_every": 1} if name == "seed18" else {"every": 2}
+    with adaptive(
+        model, optimizer, make_schedule(name, **pace), steps_per_epoch=2, total_steps=6, probe=lambda: loss()
+    ) as run:
+        for place, (x, y) in enumerate(batches):
+
+            def loss(x: torch.Tensor = x, y: torch.Tensor = y) -> torch.Tensor:
+                return F.cross_entropy(model(x), y)
+
+            if place == 3:
+                with torch.no_grad():
+                    for weight in (model.stem.weight, model.head.weight):
+                        weight.mul_(scale)
+            optimizer.zero_grad()
+            loss().backward()
+            with practice.step(run, loss):
+                optimizer.step()
+    assert run.step == 6
+    assert sum(practice.promised) + sum(practice.unpromised) == 6
+    assert all(math.isfinite(ratio) for ratio in practice.ratios)
+    assert len(run.log.anomalies) > 0 or scale < 1e38
+    json.dumps(run.log.state_dict(), allow_nan=False)

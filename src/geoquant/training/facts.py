@@ -56,7 +56,10 @@ class Facts:
             self._squares = DECAY * self._squares + (1 - DECAY) * squares
 
     def set_curvature(self, columns: dict[int, list[float]]) -> None:
-        """Replace columns of the coupling."""
+        """Replace columns of the coupling by those that are finite, which they are not where a run has blown up."""
+        columns = {j: column for j, column in columns.items() if all(map(math.isfinite, column))}
+        if not columns:
+            return
         if self.coupling is None:
             self.coupling = [[0.0] * len(self._layers) for _ in self._layers]
         for j, column in columns.items():

@@ -12,6 +12,7 @@ layer's gradient small beside its errors, and looking at the fixed function woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ class Meter:
                 along = self.vectors[self.layers[j].name]
                 images = product([along if i == j else torch.zeros_like(move) for i, move in enumerate(moves)])
                 found[j] = torch.stack(torch._foreach_norm(images)).tolist()
-                if found[j][j] > 0:
+                if 0 < found[j][j] < math.inf:
                     self.vectors[self.layers[j].name] = images[j] / found[j][j]
         self.column, self.measured = (columns[-1] + 1) % len(moves), True
         return found

@@ -11,6 +11,7 @@ steps are counted like others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Practice:
         unpromised: steps that it promised nothing of: (that went down, that rose).
         rules: layers by what the layer-wise and the coupled rule allowed: ``both``, ``neither``, ``layer-wise only``,
             ``coupled only``.
-        ratios: ‖e‖/‖∇f‖ of each step looked at.
+        ratios: ‖e‖/‖∇f‖ of each step looked at, where it is finite.
     """
 
     promised: list[int] = field(default_factory=lambda: [0, 0])
@@ -62,8 +63,9 @@ class Practice:
         self._compare_rules(precision, exact)
         yield
         with torch.no_grad(), precision.float32(), fixed_buffers(precision.model):
-            rose = float(loss()) > float(before.detach())
-        self.ratios.append(ratio)
+            rose = not float(loss()) <= float(before.detach())  # a loss that is no number has risen
+        if math.isfinite(ratio):
+            self.ratios.append(ratio)
         (self.promised if ratio < 1 else self.unpromised)[rose] += 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,9 +79,9 @@ class Practice:
 
     def _compare_rules(self, precision: AdaptivePrecision, exact: list[Tensor]) -> None:
         coupling = precision.moment().coupling
-        if coupling is None:
-            return
         layers, norms = list(precision.layers.values()), [float(g.norm()) for g in exact]
+        if coupling is None or not all(map(math.isfinite, norms)):
+            return
         weights = [layer.weight.detach() for layer in layers]
         moves = [
             float((round_rows(weight, level(layer.precision.weights), "nearest", Noise(0)) - weight).norm())

@@ -84,7 +84,7 @@ class Seed18:
 
 
 def layer_bits(facts: LayerFacts, margin: float, gradient_norm: float | None = None) -> int:
-    """Return ⌈log₂(κ_i‖θ_i‖/‖g_i‖)⌉ + c, at least 0.
+    """Return ⌈log₂(κ_i‖θ_i‖/‖g_i‖)⌉ + c, at least 0; 32 where weights have grown past float32.
 
     >>> layer_bits(LayerFacts(4, gradient_norm=2.0, weight_norm=8.0, curvature=4.0), 3.0)
     7
@@ -92,6 +92,8 @@ def layer_bits(facts: LayerFacts, margin: float, gradient_norm: float | None = N
     gradient = gradient_norm or facts.gradient_norm or math.inf
     if not facts.curvature or not facts.weight_norm:
         return 0
+    if not math.isfinite(facts.weight_norm):
+        return level(FLOAT).bits
     return max(math.ceil(seed18_layer_bits(facts.curvature, facts.weight_norm, gradient, 0.0)) + round(margin), 0)
 
 
