@@ -96,7 +96,7 @@ def memory(method: str) -> Callable[[Results], Claim]:
             if found:
                 text = f"{name_of(results, net)}: {spread(found, ' %')}"
                 text += f", {statistics.fmean(coarse):.0f} % against 4, 8, 16 and 32 bits alone" if coarse else ""
-                text += f"; both at {len(sweeps(results, UNIFORM, net)[0].rows)} sizes"
+                text += f", both at {len(sweeps(results, UNIFORM, net)[0].rows)} sizes"
                 findings.append(Finding(text, statistics.fmean(found) >= 15))
         text = f"15–25 % less memory than uniform widths at equal accuracy (within {DROP} points): {method}"
         return judged(text, SOURCE, results, findings)
@@ -167,7 +167,7 @@ def curved_layers(results: Results) -> Claim:
         found, caq = bits_ratio(results, "geoquant", net, 4), bits_ratio(results, WRITTEN, net, 8)
         if found:
             text = f"{name_of(results, net)}: {spread(found)} times the bits at an average of 4"
-            text += f"; CAQ as written gives it {spread(caq)} times at 8" if caq else ""
+            text += f", CAQ as written gives it {spread(caq)} times at 8" if caq else ""
             findings.append(Finding(text, statistics.fmean(found) >= 2))
     text = "The layer of the largest κ needs 2–4 times the bits of that of the least, by measured damage"
     return judged(text, SOURCE, results, findings)

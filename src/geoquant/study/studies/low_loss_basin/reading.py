@@ -125,7 +125,7 @@ def theory(results: Results) -> Claim:
     findings = []
     for cell in results.where(part="toy"):
         text = f"rounding picks loss {cell['rounded_loss']:g} though {cell['other_codeword_loss']:g} is near, second "
-        text += f"order sees {cell['second_order_sees']:g}; training enters at step {cell['entry']}, "
+        text += f"order sees {cell['second_order_sees']:g}, training enters at step {cell['entry']}, "
         text += f"within the bound of {cell['entry_bound']}"
         kept = cell["entry"] is not None and cell["entry"] <= cell["entry_bound"]
         findings.append(Finding(text, kept and cell["stays"] and cell["rounded_loss"] > cell["other_codeword_loss"]))

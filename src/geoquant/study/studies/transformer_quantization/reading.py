@@ -39,7 +39,7 @@ def better(bits: int, points: float) -> Callable[[Results], Claim]:
         findings = []
         for net, found in gained(results, bits, GUIDED).items():
             ours = statistics.fmean(gained(results, bits, OURS)[net])
-            text = f"{net}: {spread(found, ' points')}; {ours:+z.1f} by measured damage, solved exactly"
+            text = f"{net}: {spread(found, ' points')}, {ours:+z.1f} by measured damage, solved exactly"
             findings.append(Finding(text, statistics.fmean(found) >= points))
         text = f"At {bits} bits, guided allocation is {points:g} points more accurate than uniform"
         return judged(text, SOURCE, results, findings)
@@ -90,7 +90,7 @@ def depth(results: Results) -> Claim:
         text = (
             f"{cell['net']} on {cell['data']}: {early:.1f}, {middle:.1f} and {late:.1f} bits by measured damage in the "
         )
-        text += f"first, middle and last third; condition numbers {kappa[0]:.0f}, {kappa[1]:.0f} and {kappa[2]:.0f}"
+        text += f"first, middle and last third, condition numbers {kappa[0]:.0f}, {kappa[1]:.0f} and {kappa[2]:.0f}"
         findings.append(Finding(text, late > early + 0.25))
     return judged("In a residual net early layers need fewer bits, later layers more", SOURCE, results, findings)
 
@@ -128,7 +128,7 @@ def attention_needs(results: Results) -> Claim:
     for cell in results.where(part="transformer"):
         per_weight = [cell[f"kl_{name}"] / cell[f"weights_{name}"] for name in ("attention", "feed_forward")]
         text = f"{cell['net']}, 3 bits: {cell['kl_attention']:.3g} nats for attention, {cell['kl_feed_forward']:.3g} "
-        text += f"for the feed-forward part; {per_weight[0] / per_weight[1]:.2f} times as much per weight"
+        text += f"for the feed-forward part, {per_weight[0] / per_weight[1]:.2f} times as much per weight"
         findings.append(Finding(text, per_weight[0] > per_weight[1]))
     text = "Attention needs high precision, the feed-forward part can be quantized aggressively"
     return judged(text, SOURCE, results, findings)
@@ -167,7 +167,7 @@ def no_algorithm(results: Results) -> Claim:
     for cell in results.where(part="oracles"):
         text = f"½·8·x² on [−1, 1] with an error of {cell['tolerance']:g}: {cell['outputs']} outputs, "
         text += f"{cell['bits_of_outputs']:.2f} bits, err by {cell['error_of_outputs']:.6f}, one fewer by "
-        text += f"{cell['error_of_one_fewer']:.6f}; the document asks for {cell['bits_of_document']:.2f} bits"
+        text += f"{cell['error_of_one_fewer']:.6f}, the document asks for {cell['bits_of_document']:.2f} bits"
         findings.append(Finding(text, cell["bits_of_outputs"] >= cell["bits_of_document"]))
     return judged("No algorithm can do better with fewer bits than log₂(κD²/ε)", SOURCE, results, findings)
 
@@ -186,7 +186,7 @@ def composed(results: Results) -> Claim:
     findings = []
     for cell in results.where(part="oracles"):
         exact = abs(cell["composed"] - cell["by_hand"]) < 1e-9
-        text = f"three layers: {cell['composed']:.2f}, by hand {cell['by_hand']:.2f}; the law as printed counts twice, "
+        text = f"three layers: {cell['composed']:.2f}, by hand {cell['by_hand']:.2f}, the law as printed counts twice, "
         findings.append(Finding(f"{text}{cell['counted_twice']:.2f}", exact))
         seen = cell["largest_seen_over_bound"]
         findings.append(Finding(f"200 random chains err by at most {seen:.2f} times the bound", seen <= 1))
@@ -198,7 +198,7 @@ def softmax(results: Results) -> Claim:
     findings = []
     for cell in results.where(part="oracles"):
         known, shifted = cell["softmax_curvature"], cell["softmax_curvature_shifted"]
-        text = f"κ sampled {known:.4f}, all inputs shifted by 10: {shifted:.4f}; e^(2 max x) says "
+        text = f"κ sampled {known:.4f}, all inputs shifted by 10: {shifted:.4f}, e^(2 max x) says "
         findings.append(Finding(f"{text}{cell['softmax_document_shifted']:.2g}", shifted > 10 * known))
     return judged("The curvature of softmax is about e^(2 max x)", SOURCE, results, findings)
 
