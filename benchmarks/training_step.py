@@ -48,7 +48,7 @@ def measure(name: str, steps: int, batch: int) -> dict[str, Any]:
     def probe() -> torch.Tensor:
         return F.cross_entropy(model(images[:32]), labels[:32])
 
-    schedule = NumGeom()
+    schedule = NumGeom(curved=True)  # which measures all there is to measure: noise and curvature
     low = adaptive(model, optimizer, "uniform:int4")
     measured = adaptive(model, optimizer, schedule, probe=probe)
     times: dict[str, list[float]] = {"float": [], "int4": [], "measuring": []}

@@ -20,7 +20,7 @@ from geoquant.training.adaptive import AdaptivePrecision
 from geoquant.training.measuring import MeasuredNoise
 from geoquant.training.numerics import level, step_share
 from geoquant.training.schedules import Combined, CurvatureOnly, Cyclic, GradientOnly, NumGeom, Seed18, Sound
-from geoquant.training.schedules.numgeom import cheapest
+from geoquant.training.schedules.numgeom import greedy_levels
 from training_nets import conv_net, optimizer_of, trained
 from training_schedule_contract import ScheduleContract
 
@@ -152,7 +152,7 @@ MENU = ("int3", "int4", "int6", "int8")
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 10_000))
-def test_cheapest_keeps_within_the_noise_and_is_near_the_best(seed: int):
+def test_greedy_levels_keep_within_the_noise_and_are_near_the_best(seed: int):
     rng = np.random.default_rng(seed)
     names = [f"l{i}" for i in range(4)]
     noise = dict(zip(names, np.exp(rng.normal(0, 2, 4)), strict=True))
@@ -165,7 +165,7 @@ def test_cheapest_keeps_within_the_noise_and_is_near_the_best(seed: int):
     def cost(levels: Any) -> float:
         return sum(flops[n] * level(name).bits for n, name in zip(names, levels, strict=True))
 
-    found = list(cheapest(noise, flops, allowed, MENU).values())
+    found = list(greedy_levels(noise, flops, allowed, MENU).values())
     within = [levels for levels in itertools.product(MENU, repeat=4) if noisy(levels) <= allowed]
     if not within:
         assert found == ["int8"] * 4
@@ -179,14 +179,14 @@ def test_cheapest_keeps_within_the_noise_and_is_near_the_best(seed: int):
 def test_answers_to_more_noise_never_take_bits_from_a_layer(seed: int):
     rng = np.random.default_rng(seed)
     noise, flops = (dict(enumerate(each)) for each in np.exp(rng.normal(0, 2, (2, 5))))
-    plans = [cheapest(noise, flops, allowed, MENU) for allowed in (3.0, 1.0, 0.3, 0.1, 0.03)]
+    plans = [greedy_levels(noise, flops, allowed, MENU) for allowed in (3.0, 1.0, 0.3, 0.1, 0.03)]
     for few, many in itertools.pairwise(plans):
         assert all(level(few[layer]).bits <= level(many[layer]).bits for layer in few)
 
 
 @pytest.mark.parametrize(("noise", "allowed"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, 0.0)])
 def test_what_cannot_be_weighed_gets_the_most_bits(noise: float, allowed: float):
-    assert cheapest({"a": noise, "b": 1.0}, {"a": 1.0, "b": 1.0}, allowed, MENU) == {"a": "int8", "b": "int8"}
+    assert greedy_levels({"a": noise, "b": 1.0}, {"a": 1.0, "b": 1.0}, allowed, MENU) == {"a": "int8", "b": "int8"}
 
 
 def two_layers(**more: float) -> dict[str, LayerFacts]:

@@ -79,8 +79,10 @@ class Practice:
 
     def _compare_rules(self, precision: AdaptivePrecision, exact: list[Tensor]) -> None:
         coupling = precision.moment().coupling
+        if coupling is None:
+            return
         layers, norms = list(precision.layers.values()), [float(g.norm()) for g in exact]
-        if coupling is None or not all(map(math.isfinite, norms)):
+        if not all(map(math.isfinite, norms)):
             return
         weights = [layer.weight.detach() for layer in layers]
         moves = [

@@ -1,4 +1,4 @@
-"""What is the cheapest precision whose noise training does not notice?
+"""Which cheap precision makes noise that training does not notice?
 
 A layer learns while its gradient is not drowned in noise. Rounding layer j to steps of size s_j adds s_j²·V_ji to the
 squared error of layer i's gradient, with V_ji measured by rounding layer j alone on a small batch, which sees every way
@@ -43,7 +43,7 @@ from geoquant.training.schedules.protocol import (
 @SCHEDULES.add("numgeom")
 @dataclass(frozen=True)
 class NumGeom:
-    """The cheapest widths within a share of noise.
+    """Cheap widths within a share of noise, found greedily.
 
     Attributes:
         share: of noise in the gradient, as norms.
@@ -74,7 +74,7 @@ class NumGeom:
         return self.needs | {DECIDE} if step == 1 or step % self.every == 0 else NOTHING
 
     def propose(self, moment: Moment) -> dict[str, Proposal]:
-        """Propose the cheapest widths within the share."""
+        """Propose cheap widths within the share."""
         facts = moment.layers
         if any(one.noise is None or one.gradient_share is None for one in facts.values()):
             first = LayerPrecision.of(next_level(self.levels, self.start), None, self.optimizer)
@@ -83,7 +83,7 @@ class NumGeom:
         energy = sum(k * (one.gradient_share or 0.0) ** 2 for k, one in zip(weights, facts.values(), strict=True))
         noise = {name: sum(k * e for k, e in zip(weights, one.noise or (), strict=True)) for name, one in facts.items()}
         menu = tuple(name for name in self.levels if level(name).bits >= self.least)
-        names = cheapest(noise, {name: one.flops for name, one in facts.items()}, self.share**2 * energy, menu)
+        names = greedy_levels(noise, {name: one.flops for name, one in facts.items()}, self.share**2 * energy, menu)
         spent = sum(noise[name] * step_share(names[name]) ** 2 for name in names)
         ratio = math.sqrt(spent / energy) if energy else math.inf
         return {
@@ -101,7 +101,9 @@ class NumGeom:
         return 1 / layer.gradient_share**2 if layer.gradient_share else 0.0
 
 
-def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, menu: tuple[str, ...]) -> dict[str, str]:
+def greedy_levels(
+    noise: dict[str, float], flops: dict[str, float], allowed: float, menu: tuple[str, ...]
+) -> dict[str, str]:
     """Return a level per layer with Σ noise·step² ≤ allowed and few Σ flops·bits, by steps of best value.
 
     Starts everywhere at the first of `menu` and takes, again and again, the step up that removes most noise per
@@ -111,7 +113,7 @@ def cheapest(noise: dict[str, float], flops: dict[str, float], allowed: float, m
     less noise are nested here, while optima are unlike each other. Bits that are given at once and taken back late
     would add up over them.
 
-    >>> cheapest({"big": 1.0, "small": 1.0}, {"big": 100.0, "small": 1.0}, 0.03, ("int3", "int4", "int8"))
+    >>> greedy_levels({"big": 1.0, "small": 1.0}, {"big": 100.0, "small": 1.0}, 0.03, ("int3", "int4", "int8"))
     {'big': 'int4', 'small': 'int8'}
     """
     chosen = dict.fromkeys(noise, 0)
