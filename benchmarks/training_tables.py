@@ -73,10 +73,16 @@ def steps(document: Document) -> str:
 def few_bit_steps(document: Document) -> str:
     """What few bits cost a training step where they are simulated."""
     body = [
-        [f"`{name}`", f"{1e3 * row['seconds']['float']:.0f}", f"{row['overhead']:.2f}", f"{row['measuring_share']:.1%}"]
+        [
+            f"`{name}`",
+            f"{1e3 * row['seconds']['float']:.0f}",
+            f"{row['overhead']:.2f}",
+            f"{row['noise_share']:.1%}",
+            f"{row['curvature_share']:.1%}",
+        ]
         for name, row in document["nets"].items()
     ]
-    return markdown(["net", "float step, ms", "4-bit step × float", "measuring, share of time"], body)
+    return markdown(["net", "float step, ms", "4-bit step × float", "noise, share of time", "curvature"], body)
 
 
 def laptop(study: str) -> StudyFindings:
